@@ -1,4 +1,4 @@
-//! The expressions of the command line as its fuzz target gives them in: what the command understood comes back.
+//! The parsers of the command line for its fuzz target: each returns what it understood.
 
 use std::collections::BTreeMap;
 
@@ -9,7 +9,7 @@ use crate::data::units::{Size, Sizes, parse_pause};
 use crate::report::assertion::Assertion;
 use crate::results::row::Row;
 
-/// `--assert`: as it will be printed. A good one is judged as well, on rows of which no two are alike.
+/// Parses `--assert` and returns it as printed. A valid assertion is also judged, on rows that all differ.
 pub fn assertion(text: &str) -> Result<String, String> {
     let assertion: Assertion = text.parse()?;
     let rows: Vec<Row> = cases().iter().map(Row::planned).collect();
@@ -35,28 +35,28 @@ fn cases() -> [Case; 2] {
     })
 }
 
-/// One item of `--transport`: its name and its options, as it will be printed.
+/// Parses one item of `--transport` and returns its name and its options, as printed.
 pub fn transport(text: &str) -> Result<String, String> {
     text.parse().map(|transport: Transport| transport.to_string())
 }
 
-/// One item of `--size`: the sizes, each as it will be printed and in bytes.
+/// Parses one item of `--size` and returns its sizes, as printed and in bytes.
 pub fn sizes(text: &str) -> Result<Vec<(String, usize)>, String> {
     let sizes: Sizes = text.parse()?;
     Ok(sizes.0.iter().map(|size| (size.to_string(), size.0)).collect())
 }
 
-/// One item of `--pattern`: its name.
+/// Parses one item of `--pattern` and returns its name.
 pub fn pattern(text: &str) -> Result<&'static str, String> {
     text.parse().map(Pattern::name)
 }
 
-/// `--from` and `--to`.
+/// Parses `--from` and `--to`.
 pub fn place(text: &str) -> Result<(), String> {
     text.parse::<Place>().map(drop)
 }
 
-/// `--duration` and its like.
+/// Parses `--duration` and similar options.
 pub fn seconds(text: &str) -> Result<f64, String> {
     parse_pause(text).map(|time| time.as_secs_f64())
 }

@@ -1,19 +1,19 @@
-//! How a command ends when it does not succeed: a sentence, and the exit code that goes with it.
+//! The failure of a command: a sentence, and its exit code.
 
 use std::fmt;
 
 use rustix::process::Signal;
 use towline::ErrorKind;
 
-/// What a command that did not succeed says.
+/// Why a command did not succeed.
 #[derive(Debug)]
 pub(crate) enum Failure {
-    /// The demand cannot be met, or was written wrongly. Exit code 2.
+    /// A request that is written wrongly or is not possible here. Exit code 2.
     Usage(String),
-    /// The run failed, or an assertion did not hold. Exit code 1.
+    /// The run failed, or an assertion is false. Exit code 1.
     Run(String),
-    /// A signal ended it. Exit code 128 + the signal's number, as a shell reports a process that a signal has ended: 130 for
-    /// Ctrl-C, 143 for SIGTERM, 129 for SIGHUP.
+    /// A signal ended the command. Exit code 128 + the signal's number, as in a shell: 130 for Ctrl-C, 143
+    /// for SIGTERM, 129 for SIGHUP.
     Interrupted(Signal),
 }
 
@@ -53,7 +53,7 @@ impl fmt::Display for Failure {
     }
 }
 
-/// What makes no sense to ask for is wrong usage.
+/// An impossible request is wrong usage.
 impl From<towline::Error> for Failure {
     fn from(error: towline::Error) -> Self {
         match error.kind() {
@@ -69,7 +69,7 @@ impl From<towline_runtime::Error> for Failure {
     }
 }
 
-/// What the transport said, where that is why a cluster's part failed.
+/// Returns the transport's error, if it caused the failure of a cluster's member.
 pub(crate) fn transport(error: &towline_runtime::Error) -> Option<towline::Error> {
     std::error::Error::source(error)?.downcast_ref::<towline::Error>().cloned()
 }

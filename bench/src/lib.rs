@@ -1,6 +1,12 @@
-//! The `towline` command: what a machine offers, which path was chosen, how fast it is. Here, so that its parsers can be fuzzed.
+//! The `towline` command. It is a library so that its parsers can be fuzzed.
+//!
+//! The modules, from the lowest to the highest: [`failure`]; [`data`] (sizes, places, payloads); [`case`]
+//! (what is measured); [`terminal`] (what is written); [`process`] (children, threads, signals); [`machine`]
+//! (the fingerprint); [`security`] (tokens and certificates); [`results`] (samples and rows); [`ceiling`];
+//! [`peer`] (the serving side and its client); [`patterns`] (what runs); [`against`] (peer tools); [`report`]
+//! (what is printed and compared); [`commands`] (the command line).
 
-// They panic where nobody reads: `output::say` does not.
+// These macros panic if the write fails; `terminal::print` does not.
 #![warn(clippy::print_stdout, clippy::print_stderr)]
 
 mod against;
@@ -81,7 +87,7 @@ enum Command {
 }
 
 impl Command {
-    /// Whether it may have many connections.
+    /// Returns true if the command may have many connections.
     fn has_connections(&self) -> bool {
         matches!(
             self,
@@ -89,12 +95,12 @@ impl Command {
         )
     }
 
-    /// Whether a hangup has it read credentials anew. It ends all others.
+    /// Returns true if SIGHUP reloads credentials. It ends all other commands.
     fn renews_at_hangups(&self) -> bool {
         matches!(self, Self::Serve(_) | Self::Scheduler(_))
     }
 
-    /// The files that are to hold its result.
+    /// Returns the files that will hold the result.
     fn files(&self) -> Vec<OutputFile> {
         let output = match self {
             Self::Bench(options) => return options.files().into_iter().cloned().collect(),
@@ -114,7 +120,7 @@ impl Command {
         output.file().into_iter().cloned().collect()
     }
 
-    /// What it logs where nobody asked for more, or less.
+    /// Returns the default log filter.
     fn usual_log(&self) -> &'static str {
         match self {
             Self::Serve(options) if options.is_for_people() => log::WITH_PEERS,
@@ -123,10 +129,10 @@ impl Command {
         }
     }
 
-    /// Does its work until that ends, or somebody ends it.
+    /// Runs the command until it is done or a signal ends it.
     async fn run(&self, shutdown: &Shutdown) -> Result<(), Failure> {
         if matches!(self, Self::Scheduler(_) | Self::Bench(_)) {
-            // One takes leave of its peers first, the other reports what it has.
+            // The scheduler first closes its connections; bench reports what it has measured.
             return self.work(shutdown).await;
         }
         tokio::select! {
@@ -155,7 +161,7 @@ impl Command {
     }
 }
 
-/// Does what the command line says.
+/// Parses and runs the command line.
 pub fn run() -> ExitCode {
     let outcome = match Arguments::try_parse() {
         Ok(Arguments { command, verbosity }) => shutdown::keep_from_file_size_signal()
@@ -179,7 +185,7 @@ pub fn run() -> ExitCode {
     }
 }
 
-/// Runs `command` on this thread: its waits then have no hop to another one.
+/// Runs `command` on this thread, so that a wake-up needs no switch of threads.
 fn start(command: &Command) -> Result<(), Failure> {
     let wrong = |error| Failure::run(format!("the runtime: {error}"));
     if command.has_connections() {
@@ -190,15 +196,15 @@ fn start(command: &Command) -> Result<(), Failure> {
     let fail = move |failure: &Failure| files.iter().for_each(|file| file.fail(failure));
     let shutdown = Shutdown::watch(!command.renews_at_hangups(), fail.clone())?;
     let outcome = runtime.block_on(command.run(&shutdown)).inspect_err(fail);
-    // Threads that are still at work on a ceiling end with the process.
+    // Threads that still measure a ceiling end with the process.
     runtime.shutdown_background();
     outcome
 }
 
-/// Has as many descriptors open as may be, here and in processes that are started from here: 64 workers that all send to
-/// each other have ten of them and more for each connection, and the usual limit is 1,024.
+/// Raises the limit of open files for this process and its children: each of 64 workers that all send to each
+/// other needs ten descriptors and more for each connection, and the usual limit is 1,024.
 fn raise_open_files() {
     let Rlimit { maximum, .. } = getrlimit(Resource::Nofile);
-    // Up to the hard limit nobody is refused; and who has too few hears of it where they are opened.
+    // The hard limit is always permitted. Too low a limit is an error of the call that opens a file.
     let _ = setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum });
 }

@@ -1,4 +1,4 @@
-//! Dask distributed's shuffle over its tcp, by a program of ours on its library: `bench/compare/dask_shuffle.py`.
+//! Dask distributed's shuffle over its tcp, by our program `bench/compare/dask_shuffle.py` on its library.
 
 use std::path::PathBuf;
 
@@ -10,16 +10,16 @@ use crate::results::tool_row::Completion;
 
 const PROGRAM: &str = "dask_shuffle";
 
-/// Where `spec xtask install` has it, from the folder that this program was built in: with the library, in an environment of its own.
+/// The folder in which `cargo xtask install` puts the library and its environment, below the build folder.
 const BUILT: &str = "compare/dask/bin";
 
-/// Rounds that are timed: it is to run about as long as ours.
+/// The most timed rounds: the tool should run about as long as ours.
 const ROUNDS_MAX: u64 = 10;
 
 #[derive(Debug)]
 pub(super) struct Dask;
 
-/// What the program prints.
+/// The program's output.
 #[derive(Debug, Deserialize)]
 struct DaskOutput {
     gb_per_s: f64,

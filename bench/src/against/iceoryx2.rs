@@ -1,4 +1,4 @@
-//! iceoryx2's publish-subscribe, by a program of ours on its library: `bench/compare/`, a workspace of its own.
+//! iceoryx2's publish-subscribe, by our program on its library: `bench/compare/`, a separate workspace.
 
 use std::path::PathBuf;
 
@@ -10,13 +10,13 @@ use crate::results::tool_row::Completion;
 
 const PROGRAM: &str = "iceoryx2_pingpong";
 
-/// Where `spec xtask install` builds it, from the folder that this program was built in.
+/// The folder in which `cargo xtask install` builds it, below the build folder.
 const BUILT: &str = "compare/release";
 
 #[derive(Debug)]
 pub(super) struct Iceoryx2;
 
-/// What the program prints.
+/// The program's output.
 #[derive(Debug, Deserialize)]
 struct IceoryxOutput {
     p50_us: f64,
@@ -50,7 +50,7 @@ impl Tool for Iceoryx2 {
         if job.pattern != Pattern::Latency {
             return Err("it only plays ping pong: it measures latency".to_owned());
         }
-        let mut note = "loaned samples that nobody writes or reads".to_owned();
+        let mut note = "loaned samples, neither written nor read".to_owned();
         if job.path != "shm" {
             note.push_str(&format!("; over shared memory, ours over {}", job.path));
         }

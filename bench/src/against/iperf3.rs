@@ -10,7 +10,7 @@ use crate::results::tool_row::Completion;
 /// The longest write that iperf3 makes.
 const WRITE_BYTES_MAX: usize = 1 << 20;
 
-/// Less would end before the receiver has read anything.
+/// A shorter run would end before the receiver has read anything.
 const BYTES_MIN: usize = 64 << 20;
 const WRITES_MAX_OF_MIN: usize = 4096;
 
@@ -46,7 +46,7 @@ impl Tool for Iperf3 {
         let least = (BYTES_MIN / write).min(WRITES_MAX_OF_MIN) as u64;
         let writes = bytes.div_ceil(write as u64).max(least);
         let port = job.port;
-        let mut note = "writes one buffer of its own again and again; sleeps whatever --wait says".to_owned();
+        let mut note = "writes one buffer repeatedly; sleeps with any --wait".to_owned();
         if write < job.size_bytes {
             note.push_str("; its writes are at most 1 MiB");
         }
@@ -70,7 +70,7 @@ impl Tool for Iperf3 {
         let number =
             |value: &Value, what: &str| value.as_f64().ok_or_else(|| format!("its JSON has no {what}"));
         let received = &end["sum_received"];
-        // The other way, of a run with `--bidir`.
+        // The other direction, with `--bidir`.
         let back = end["sum_received_bidir_reverse"]["bytes"].as_f64().unwrap_or(0.0);
         let bytes = number(&received["bytes"], "end.sum_received.bytes")? + back;
         let seconds = number(&received["seconds"], "end.sum_received.seconds")?;

@@ -1,5 +1,6 @@
-//! `towline keep PROGRAM …`: runs a program for as long as standard input stays open. A peer tool's server waits for its
-//! client for ever; kept like this it ends with whoever holds the other end of the pipe, even if that is killed.
+//! `towline keep PROGRAM …`: runs a program until standard input ends. A peer tool's server waits for its
+//! client without a limit; this way it ends with the process at the other end of the pipe, even if that is
+//! killed.
 
 use std::io::stdin;
 use std::os::unix::process::ExitStatusExt;
@@ -10,10 +11,10 @@ use rustix::io::Errno;
 
 use crate::failure::Failure;
 
-/// How often the program is looked at.
+/// How often the program's status is polled.
 const LOOK_EVERY: Timespec = Timespec { tv_sec: 0, tv_nsec: 10_000_000 };
 
-/// Run a program until it ends, or until standard input does
+/// Run a program until it ends, or until standard input ends
 #[derive(Clone, Debug, clap::Args)]
 pub(crate) struct Options {
     /// The program and its arguments
@@ -21,14 +22,14 @@ pub(crate) struct Options {
     words: Vec<String>,
 }
 
-/// The words that, before a command's, keep it.
+/// Returns the words that run a command in a keeper, if put before it.
 pub(super) fn keeper() -> Result<Vec<String>, Failure> {
     let executable = std::env::current_exe()
         .map_err(|error| Failure::run(format!("find this program, to keep another one: {error}")))?;
     Ok(vec![executable.to_string_lossy().into_owned(), "keep".to_owned(), "--".to_owned()])
 }
 
-/// Runs the program; ends this process as the program ended.
+/// Runs the program, and ends this process with its exit code.
 pub(crate) fn run(options: &Options) -> Result<(), Failure> {
     let (program, arguments) = options.words.split_first().ok_or_else(|| Failure::usage("no program"))?;
     let failed = |error: std::io::Error| Failure::run(format!("{program}: {error}"));
@@ -39,7 +40,7 @@ pub(crate) fn run(options: &Options) -> Result<(), Failure> {
             break status;
         }
         if input_ended() {
-            // It fails only for a child that has ended.
+            // It fails only if the child has ended.
             let _ = child.kill();
             break child.wait().map_err(failed)?;
         }
@@ -47,7 +48,7 @@ pub(crate) fn run(options: &Options) -> Result<(), Failure> {
     std::process::exit(code(status))
 }
 
-/// Waits a moment for the end of standard input, where nothing else ever comes.
+/// Waits a moment for the end of standard input, which carries no data.
 fn input_ended() -> bool {
     let input = stdin();
     let mut waited = [PollFd::new(&input, PollFlags::IN)];
@@ -57,7 +58,7 @@ fn input_ended() -> bool {
     }
 }
 
-/// As a shell tells it.
+/// Returns the exit code as a shell reports it.
 fn code(status: ExitStatus) -> i32 {
     status.code().unwrap_or_else(|| 128 + status.signal().unwrap_or(0))
 }

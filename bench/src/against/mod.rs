@@ -1,4 +1,4 @@
-//! The tools of others that `--against` runs in turn with ours: one file a tool, and one line in [`TOOLS`].
+//! Peer tools that `--against` runs in turn with ours: one file for each, and one line in [`TOOLS`].
 
 mod dask;
 mod fi_pingpong;
@@ -23,50 +23,50 @@ use crate::failure::Failure;
 use crate::results::row::CpuCost;
 use crate::results::tool_row::{Completion, ToolRow};
 
-/// Every tool that can be asked for.
+/// Every tool.
 const TOOLS: [&dyn Tool; 5] =
     [&iperf3::Iperf3, &ucx_perftest::UcxPerftest, &fi_pingpong::FiPingpong, &iceoryx2::Iceoryx2, &dask::Dask];
 
-/// A tool of somebody else: a server and a client of it move messages as ours do.
+/// A peer tool: its server and its client move messages as ours do.
 pub(crate) trait Tool: fmt::Debug + Sync {
-    /// Its name everywhere.
+    /// Returns its name.
     fn name(&self) -> &'static str;
 
-    /// Its program, if this machine has it.
+    /// Returns its program, if this machine has it.
     fn program(&self) -> Option<PathBuf> {
         on_search_path(self.name())
     }
 
-    /// Why it has no program, and what to do.
+    /// Returns why the program is missing, and how to install it.
     fn remedy(&self) -> &'static str;
 
-    /// A program that comes with it, with arguments, that prints the version.
+    /// Returns a command that prints the version.
     fn version_command(&self) -> Vec<String>;
 
-    /// The version in what that prints.
+    /// Parses the version from the output of that command.
     fn version(&self, output: &str) -> Option<String>;
 
-    /// How it does `job`, or why it cannot.
+    /// Returns the commands for `job`, or why the tool cannot do it.
     fn commands(&self, job: &Job<'_>) -> Result<ToolCommands, String>;
 
-    /// What its client's output says about `job`.
+    /// Parses the figures of `job` from the client's output.
     fn read(&self, job: &Job<'_>, output: &str) -> Result<ToolFigures, String>;
 }
 
-/// What a tool is to do: what ours just did, as far as a tool can be told.
+/// The work of a tool: that of ours, as far as the tool has options for it.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Job<'a> {
     pub(crate) pattern: Pattern,
-    /// What carries our bytes.
+    /// The backend that carried our bytes.
     pub(crate) path: &'a str,
-    /// What was asked for, with its options.
+    /// The requested transport with its options.
     pub(crate) transport: &'a Transport,
     pub(crate) size_bytes: usize,
     pub(crate) window: usize,
     pub(crate) wait: Wait,
-    /// As many as ours timed.
+    /// The number of messages that ours timed.
     pub(crate) messages: u64,
-    /// As many again, before those.
+    /// The number of messages before those.
     pub(crate) warmup: u64,
     /// A free port on loopback.
     pub(crate) port: u16,
@@ -75,16 +75,16 @@ pub(crate) struct Job<'a> {
 /// The two commands of one run.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct ToolCommands {
-    /// Of both.
+    /// The environment of both commands.
     pub(crate) environment: Vec<(String, String)>,
     pub(crate) server: Vec<String>,
     pub(crate) client: Vec<String>,
     pub(crate) completion: Completion,
-    /// How it differs from ours.
+    /// How the tool differs from ours.
     pub(crate) note: String,
 }
 
-/// What a run of a tool gave, in the units of a row.
+/// The figures of a run of a tool, in the units of a row.
 #[derive(Clone, Copy, Debug, Default)]
 pub(crate) struct ToolFigures {
     pub(crate) gb_per_s: Option<f64>,
@@ -93,13 +93,13 @@ pub(crate) struct ToolFigures {
 }
 
 impl<'a> Job<'a> {
-    /// A message of `case`, over `path`.
+    /// Returns the job for a message of `case` over `path`.
     fn of(case: &'a Case, path: &'a str) -> Self {
         let Case { pattern, size, window, wait, ref transport, .. } = *case;
         Self { pattern, path, transport, size_bytes: size.0, window, wait, messages: 1, warmup: 1, port: 1 }
     }
 
-    /// Why a tool that only knows TCP cannot do it, if so.
+    /// Returns an error if a tool that only knows TCP cannot do it.
     fn over_tcp(&self) -> Result<(), String> {
         match self.path {
             "tcp" => Ok(()),
@@ -113,7 +113,7 @@ impl<'a> Job<'a> {
 pub(crate) struct RequestedTool(&'static dyn Tool);
 
 impl RequestedTool {
-    /// Refuses a tool that is not here, with the line that installs it.
+    /// Refuses a tool that is not installed, with the command that installs it.
     pub(crate) fn check(self) -> Result<(), Failure> {
         match self.0.program() {
             Some(_) => Ok(()),
@@ -121,7 +121,7 @@ impl RequestedTool {
         }
     }
 
-    /// The tools without repetitions.
+    /// Returns the tools, each once.
     pub(crate) fn unique(asked: &[Self]) -> Vec<Self> {
         let mut kept: Vec<Self> = Vec::new();
         for tool in asked {
@@ -132,7 +132,8 @@ impl RequestedTool {
         kept
     }
 
-    /// The entry of a case that has not run yet. What `auto` will choose is not known then: whatever suits the tool may be it.
+    /// Returns the row of a case that has not run yet. With `auto` the path is not known, so any path that
+    /// suits the tool counts.
     pub(crate) fn planned(self, case: &Case) -> ToolRow {
         let candidates = case.transport.paths().into_iter().map(|path| self.0.commands(&Job::of(case, path)));
         match candidates.reduce(Result::or) {
@@ -151,11 +152,11 @@ impl FromStr for RequestedTool {
             .into_iter()
             .find(|tool| tool.name() == text)
             .map(Self)
-            .ok_or_else(|| format!("`{text}` is no peer tool: choose from {}", names()))
+            .ok_or_else(|| format!("`{text}` is not a peer tool: choose from {}", names()))
     }
 }
 
-/// What can be asked for.
+/// Returns the names of all tools.
 pub(crate) fn names() -> String {
     TOOLS.map(Tool::name).join(", ")
 }
@@ -165,7 +166,7 @@ fn on_search_path(program: &str) -> Option<PathBuf> {
     std::env::split_paths(&folders).map(|folder| folder.join(program)).find(|file| is_program(file))
 }
 
-/// What `spec xtask install` made, in `folder` of one of those that this program lies in.
+/// Returns a program that `cargo xtask install` built in `folder`, in one of the folders above this program.
 fn built(folder: &str, program: &str) -> Option<PathBuf> {
     let own = std::env::current_exe().ok()?;
     own.ancestors().map(|above| above.join(folder).join(program)).find(|file| is_program(file))
@@ -176,19 +177,19 @@ fn is_program(file: &Path) -> bool {
     file.metadata().is_ok_and(|about| about.is_file() && about.permissions().mode() & 0o111 != 0)
 }
 
-/// A program of ours on a tool's library, wherever that has it, with `arguments`.
+/// Returns the command of our program on a tool's library, with `arguments`.
 fn program_of(tool: &dyn Tool, name: &str, arguments: &str) -> Vec<String> {
     let program = tool.program().unwrap_or_else(|| name.into());
     [program.to_string_lossy().into_owned()].into_iter().chain(words(arguments)).collect()
 }
 
-/// What it printed: one line of JSON.
+/// Parses a program's output: one line of JSON.
 fn printed<T: DeserializeOwned>(output: &str) -> Result<T, String> {
     let line = output.lines().next().ok_or("it printed nothing")?;
     serde_json::from_str(line).map_err(|error| format!("it printed no figures: {error}"))
 }
 
-/// The words of a command.
+/// Splits a command line into words.
 fn words(line: &str) -> Vec<String> {
     line.split_whitespace().map(str::to_owned).collect()
 }
@@ -198,7 +199,7 @@ mod tests {
     use super::*;
     use crate::case::tests::case;
 
-    /// A job that every tool's tests use.
+    /// Returns a job for the tools' tests.
     pub(super) fn job(pattern: Pattern, size_bytes: usize) -> Job<'static> {
         let case = Box::leak(Box::new(case("tcp", pattern, size_bytes)));
         Job { messages: 1000, warmup: 100, port: 7000, ..Job::of(case, "tcp") }

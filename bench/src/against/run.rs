@@ -1,4 +1,4 @@
-//! The runs themselves: a server on a free port of loopback, its client, and the end of both.
+//! The runs of the tools: a server on a free port of loopback, its client, and the end of both.
 
 use std::net::{Ipv4Addr, TcpListener};
 use std::time::{Duration, Instant};
@@ -14,20 +14,20 @@ use crate::failure::Failure;
 use crate::results::sample::Repeat;
 use crate::terminal::progress::Progress;
 
-/// What a run may take beside its measurement, which may be slower than ours by [`SLOWER_MAX`].
+/// How long a run may take besides its measurement, which may be slower than ours by [`SLOWER_MAX`].
 const GRACE: Duration = Duration::from_secs(60);
 const SLOWER_MAX: u32 = 20;
 
-/// A server listens within this.
+/// How long a server may take until it listens.
 const LISTENS_WITHIN: Duration = Duration::from_secs(20);
 
-/// A server whose client has ended gets this long to follow.
+/// How long a server may take to end after its client.
 const FOLLOWS_WITHIN: Duration = Duration::from_secs(5);
 
-/// A free port may be taken before the tool takes it, so the first failure is no verdict.
+/// Another program may take the free port before the tool, so a first failure is repeated.
 const ATTEMPTS: u32 = 2;
 
-/// The tools that this run compares with, all of them found.
+/// The tools of this run, all of them installed.
 #[derive(Debug)]
 pub(crate) struct PeerTools {
     tools: Vec<(&'static dyn Tool, Option<String>)>,
@@ -35,7 +35,7 @@ pub(crate) struct PeerTools {
 }
 
 impl PeerTools {
-    /// Asks every tool for its version; one that is not there is refused.
+    /// Reads the version of every tool. Refuses a tool that is not installed.
     pub(crate) async fn find(asked: &[RequestedTool]) -> Result<Self, Failure> {
         let asked = RequestedTool::unique(asked);
         for tool in &asked {
@@ -48,7 +48,7 @@ impl PeerTools {
         Ok(Self { tools: found, keeper: keeper()? })
     }
 
-    /// One run of each tool, after one repeat of ours.
+    /// Runs each tool once, after one repeat of ours.
     pub(crate) async fn turn(
         &self,
         case: &Case,
@@ -80,7 +80,7 @@ impl PeerTools {
     }
 }
 
-/// What no tool can be told about our case.
+/// Adds the options of our case that no tool has to the note.
 fn remark(commands: &mut ToolCommands, case: &Case) {
     if case.frames > 1 {
         commands.note.push_str("; one buffer a message, ours has more");
@@ -88,7 +88,7 @@ fn remark(commands: &mut ToolCommands, case: &Case) {
     let told =
         |key: &str| commands.environment.iter().any(|(name, _)| name.strip_prefix(UCX_PREFIX) == Some(key));
     let mut untold = case.transport.clone();
-    // Which versions may meet changes nothing that is measured.
+    // The accepted versions do not change the measurement.
     untold.options.retain(|key, _| !told(key) && key != "versions");
     if !untold.options.is_empty() {
         commands.note.push_str(&format!("; without our {}", untold.options()));
@@ -137,7 +137,7 @@ async fn attempt_once(
         Err(why) if ended.status.success() || ended.err.trim().is_empty() => return Err(why),
         _ => return Err(ended.says()),
     };
-    // It has done its part: one that stays is killed with its handle.
+    // A server that does not end is killed when its handle is dropped.
     let _ = server.finish(Instant::now() + FOLLOWS_WITHIN).await;
     Ok((commands, figures))
 }

@@ -1,4 +1,4 @@
-//! A process of a peer tool: it ends by itself, or at a deadline, or with the value that stands for it.
+//! A process of a peer tool. It ends by itself, at a deadline, or when its handle is dropped.
 
 use std::fs;
 use std::io::Read;
@@ -6,13 +6,13 @@ use std::process::{Command, ExitStatus, Stdio};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-/// How often a process is looked at: seldom enough to leave its core alone.
+/// How often a process is polled: rarely enough to leave its core alone.
 const LOOK_EVERY: Duration = Duration::from_millis(5);
 
-/// How long a keeper takes at most to end what it keeps.
+/// How long a keeper may take to end its program.
 const KEEPER_ENDS_WITHIN: Duration = Duration::from_secs(2);
 
-/// A child process. It is ended and reaped when this is dropped, if it has not ended before.
+/// A child process. Dropping this ends and reaps it, if it has not ended before.
 #[derive(Debug)]
 pub(super) struct ToolProcess {
     program: String,
@@ -23,7 +23,7 @@ pub(super) struct ToolProcess {
     err: Option<JoinHandle<String>>,
 }
 
-/// What an ended process leaves.
+/// The output and status of an ended process.
 #[derive(Debug)]
 pub(super) struct Ended {
     pub(super) status: ExitStatus,
@@ -32,8 +32,8 @@ pub(super) struct Ended {
 }
 
 impl ToolProcess {
-    /// Starts the program that the first of `words` names, with the others as its arguments; in the hands of
-    /// `keeper`, if it is not empty.
+    /// Starts the program that the first of `words` names, with the others as its arguments; in `keeper`, if
+    /// that is not empty.
     pub(super) fn start(
         keeper: &[String],
         words: &[String],
@@ -45,13 +45,13 @@ impl ToolProcess {
         command.args(line).envs(environment.iter().cloned());
         command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
         let mut process = command.spawn().map_err(|error| format!("{program}: cannot start: {error}"))?;
-        // Both are read all the time: a full pipe would hold the process up.
+        // Both are read all the time: a full pipe would block the process.
         let out = process.stdout.take().map(|out| std::thread::spawn(move || text(out)));
         let err = process.stderr.take().map(|err| std::thread::spawn(move || text(err)));
         Ok(Self { program: program.clone(), process, kept: !keeper.is_empty(), out, err })
     }
 
-    /// Waits until somebody listens on `port`; it is an error if the process ends first.
+    /// Waits until a process listens on `port`; fails if the child ends first.
     pub(super) async fn listens(&mut self, port: u16, deadline: Instant) -> Result<(), String> {
         while !listening(port) {
             if let Some(status) = self.status()? {
@@ -101,14 +101,14 @@ impl Drop for ToolProcess {
         {
             std::thread::sleep(Duration::from_millis(1));
         }
-        // Both fail only for a child that has ended.
+        // Both fail only if the child has ended.
         let _ = self.process.kill();
         let _ = self.process.wait();
     }
 }
 
 impl Ended {
-    /// How it ended, with the last line of what it complained about.
+    /// Returns its status, with the last line of its error output.
     pub(super) fn says(&self) -> String {
         let line = [&self.err, &self.out].into_iter().find_map(|text| text.trim().lines().next_back());
         line.map_or_else(|| self.status.to_string(), |line| format!("{}: {}", self.status, line.trim()))
@@ -117,12 +117,13 @@ impl Ended {
 
 fn text(mut from: impl Read) -> String {
     let mut bytes = Vec::new();
-    // What was read before an error is all there is.
+    // On an error, the bytes read before are all.
     let _ = from.read_to_end(&mut bytes);
     String::from_utf8_lossy(&bytes).into_owned()
 }
 
-/// Whether somebody listens on TCP `port` here, by the kernel's word: a connection to try would be a client.
+/// Returns true if a process listens on TCP `port`, according to the kernel: a test connection would count as
+/// a client.
 fn listening(port: u16) -> bool {
     ["/proc/net/tcp", "/proc/net/tcp6"].into_iter().any(|table| {
         fs::read_to_string(table).is_ok_and(|table| table.lines().any(|line| is_listener(line, port)))
@@ -186,7 +187,7 @@ mod tests {
         shell("exec sleep 1000").listens(port, Instant::now() + LONG).await.unwrap();
         listener.set_nonblocking(true).unwrap();
         assert!(listener.accept().is_err(), "nobody connected");
-        // Nobody ever listens on port 0.
+        // No process can listen on port 0.
         let ended = shell("echo taken >&2; exit 1").listens(0, Instant::now() + LONG).await.unwrap_err();
         assert!(ended.contains("instead of listening") && ended.contains("taken"), "{ended}");
     }

@@ -1,4 +1,4 @@
-//! The runs of a tool beside the repeats of a case, and the row that they give.
+//! The runs of a tool beside the repeats of a case, and the row that results from them.
 
 use super::{ToolCommands, ToolFigures};
 use crate::results::number::{median, round};
@@ -10,11 +10,11 @@ use crate::results::tool_row::ToolRow;
 pub(crate) struct ToolRun {
     pub(super) tool: &'static str,
     pub(super) version: Option<String>,
-    /// What was run and what it gave, or why it does not apply.
+    /// The commands and their figures, or why the tool does not apply.
     pub(super) outcome: Result<(ToolCommands, ToolFigures), String>,
 }
 
-/// Medians over the turns of every tool, in the order of the first repeat, with ours in `row` beside them.
+/// Returns a row for every tool, in the order of the first repeat: medians over its runs, and our ratio.
 pub(crate) fn tool_rows(row: &Row, repeats: &[Vec<ToolRun>]) -> Vec<ToolRow> {
     let tools = repeats.first().into_iter().flatten().map(|turn| turn.tool);
     let turns_of = |tool| repeats.iter().flatten().filter(move |turn| turn.tool == tool);
@@ -49,7 +49,7 @@ fn of(row: &Row, turns: &[&ToolRun]) -> Option<ToolRow> {
 }
 
 impl ToolCommands {
-    /// Both commands as a shell takes them.
+    /// Returns both commands as a shell reads them.
     fn line(&self) -> String {
         let of = |words: &[String]| {
             let environment = self.environment.iter().map(|(name, value)| format!("{name}={value}"));

@@ -1,5 +1,5 @@
-//! UCX's own measure: tag matching over its TCP on loopback or its shared memory, active messages as ours is told over `ucx`, and
-//! one-sided reads and writes.
+//! UCX's own benchmark: tag matching over its TCP on loopback or its shared memory, active messages with our
+//! settings over `ucx`, and one-sided reads and writes.
 
 use towline::Address;
 use towline::backend::Ucx;
@@ -8,19 +8,19 @@ use super::{Job, Tool, ToolCommands, ToolFigures, words};
 use crate::case::{Pattern, Transport, Wait};
 use crate::results::tool_row::Completion;
 
-/// It prints megabytes of 2^20 bytes.
+/// Its megabyte has 2^20 bytes.
 const MEGABYTE: f64 = (1 << 20) as f64;
 
-/// What the names of UCX's settings begin with in the environment.
+/// The prefix of UCX's settings in the environment.
 pub(super) const UCX_PREFIX: &str = "UCX_";
 
-/// Neither shared memory nor another interface.
+/// Excludes shared memory and other interfaces.
 const TCP: [(&str, &str); 2] = [("TLS", "tcp"), ("NET_DEVICES", "lo")];
 
-/// Every way that it has between processes of one host.
+/// All transports of UCX between processes of one host.
 const SHARED_MEMORY: [(&str, &str); 1] = [("TLS", "shm")];
 
-/// What ours tells UCX for speed alone.
+/// The setting that ours has for speed alone.
 const FOR_SPEED: &str = "TCP_RX_SEG_SIZE";
 
 #[derive(Debug)]
@@ -69,9 +69,10 @@ impl Tool for UcxPerftest {
         for (name, value) in untold {
             note.push_str(&format!("; without our {name}={value}"));
         }
-        // Ours hears of a lost peer: so shall its endpoints, since that rules some ways out.
+        // Our endpoints detect a lost peer. Its endpoints do the same with `-e`, which excludes some
+        // transports.
         let peer_errors = if is_ucx { " -e" } else { "" };
-        // Its owner of the memory never wakes up in `-E sleep`, so a get hangs there.
+        // With `-E sleep` the owner of the memory never wakes up, so a get hangs.
         let sleeps = job.wait == Wait::Sleep && job.pattern != Pattern::Get;
         let wait = if sleeps { "sleep" } else { "poll" };
         if wait != job.wait.name() && !(job.wait == Wait::Spin && wait == "poll") {
@@ -94,7 +95,7 @@ impl Tool for UcxPerftest {
     }
 
     fn read(&self, job: &Job<'_>, output: &str) -> Result<ToolFigures, String> {
-        // UCX warns on standard output too: the figures are under their names.
+        // UCX also writes warnings to standard output: the figures follow their headings.
         let mut lines = output.lines().skip_while(|line| !line.starts_with("iterations,"));
         let names = lines.next().ok_or("it printed no table")?;
         let names: Vec<&str> = names.split(',').map(str::trim).collect();
@@ -111,7 +112,7 @@ impl Tool for UcxPerftest {
         if job.pattern == Pattern::Latency {
             figures.p50_us = Some(figure("50.0_percentile_lat")?);
         } else {
-            // Its bandwidth has two decimals and its rate none: whichever is large says more.
+            // Its bandwidth has two decimals and its rate none: the larger number is more exact.
             figures.gb_per_s = Some(match figure("overall_bw").map(|megabytes| megabytes * MEGABYTE / 1e9) {
                 Ok(gb_per_s) if gb_per_s > 0.01 => gb_per_s,
                 _ => figure("overall_mr")? * job.size_bytes as f64 / 1e9,
@@ -124,8 +125,8 @@ impl Tool for UcxPerftest {
 /// Settings of UCX, by name.
 type Settings = Vec<(String, String)>;
 
-/// What UCX is told for ours that decides what carries the bytes, and what only makes ours faster: that is the peer's too where the
-/// address says it.
+/// Returns the settings of ours that decide what carries the bytes, and those for speed alone that are not
+/// told. Settings for speed are told if the address has them.
 fn as_ours(transport: &Transport) -> Result<(Settings, Settings), String> {
     let told = |error: towline::Error| error.to_string();
     let address: Address = transport.local_address().parse().map_err(told)?;
@@ -134,7 +135,7 @@ fn as_ours(transport: &Transport) -> Result<(Settings, Settings), String> {
     Ok(settings.into_iter().partition(is_told))
 }
 
-/// Settings as variables.
+/// Returns settings as environment variables.
 fn environment<S: Into<String>>(settings: impl IntoIterator<Item = (S, S)>) -> Vec<(String, String)> {
     let variable = |(name, value): (S, S)| (format!("{UCX_PREFIX}{}", name.into()), value.into());
     settings.into_iter().map(variable).collect()

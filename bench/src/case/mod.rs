@@ -15,7 +15,7 @@ use crate::data::payload::{Check, Layout, MessageSpec};
 use crate::data::place::Places;
 use crate::data::units::Size;
 
-/// One thing to measure.
+/// One combination of transport, pattern, size and wait, and its parameters.
 #[derive(Clone, Debug)]
 pub(crate) struct Case {
     pub(crate) transport: Transport,
@@ -24,13 +24,13 @@ pub(crate) struct Case {
     pub(crate) wait: Wait,
     pub(crate) frames: usize,
     pub(crate) window: usize,
-    /// What the messages leave from, in turn, if that is not a window of it.
+    /// The number of buffers that messages are sent from in turn, if it is not the window.
     pub(crate) buffers: Option<usize>,
-    /// All that move data.
+    /// All workers that move data.
     pub(crate) workers: usize,
-    /// Messages a second, in an open loop.
+    /// Messages a second of an open loop.
     pub(crate) rate: Option<u32>,
-    /// What the receiver does with the bytes.
+    /// What the receiver checks.
     pub(crate) check: Check,
     pub(crate) places: Places,
 }

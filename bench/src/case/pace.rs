@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-/// How long the parts of one repeat take.
+/// The durations of one repeat.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Pace {
     pub(crate) warmup: Duration,
@@ -10,7 +10,7 @@ pub(crate) struct Pace {
 }
 
 impl Pace {
-    /// How long each ceiling is measured.
+    /// Returns how long each ceiling is measured.
     pub(crate) fn ceiling(self) -> Duration {
         self.duration / 3
     }

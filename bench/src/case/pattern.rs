@@ -5,13 +5,13 @@ use std::str::FromStr;
 /// What is done with the messages.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) enum Pattern {
-    /// One message there and back, in turn.
+    /// One round trip after another.
     Latency,
     /// A window of messages in flight, one way.
     Bandwidth,
-    /// The same both ways at once.
+    /// A window of messages in flight in each direction.
     Bidirectional,
-    /// As many messages a second as go through.
+    /// As many messages a second as possible.
     Rate,
     /// One-sided reads of the peer's memory.
     Get,
@@ -19,13 +19,13 @@ pub(crate) enum Pattern {
     Put,
     /// New connections, each with one confirmed message.
     Connect,
-    /// Several workers send to one at once.
+    /// Several workers send to one receiver at once.
     Incast,
-    /// Several workers, each of which sends to all the others at once.
+    /// Several workers each send to all others at once.
     Alltoall,
     /// Empty tasks of the task runtime.
     Tasks,
-    /// Parts of blocks from the task runtime's workers to each other.
+    /// Parts of blocks between the task runtime's workers.
     Shuffle,
 }
 
@@ -60,7 +60,7 @@ impl Pattern {
         }
     }
 
-    /// The size measured when none is asked for.
+    /// Returns the default sizes.
     pub(crate) fn default_sizes(self) -> &'static [usize] {
         match self {
             Self::Latency | Self::Rate | Self::Connect => &[8],
@@ -71,7 +71,7 @@ impl Pattern {
         }
     }
 
-    /// How many are in flight when nothing is asked for.
+    /// Returns the default window.
     pub(crate) fn default_window(self) -> usize {
         match self {
             Self::Latency | Self::Connect | Self::Tasks => 1,
@@ -81,18 +81,18 @@ impl Pattern {
         }
     }
 
-    /// Whether `--window` and `--frames` mean anything to it.
+    /// Returns true if `--window` applies.
     pub(crate) fn takes_window(self) -> bool {
         !matches!(self, Self::Latency | Self::Connect)
     }
 
-    /// Whether it has as many workers as `--workers` says.
+    /// Returns true if the number of workers is that of `--workers`.
     pub(crate) fn takes_workers(self) -> bool {
         matches!(self, Self::Incast | Self::Alltoall)
     }
 
-    /// How many move data, receivers too, where `--workers` says that `asked` send from here; `elsewhere` is one that somebody
-    /// else started.
+    /// Returns how many workers move data, receivers included, if `asked` of them send from here. `elsewhere`
+    /// is true if one more is already running.
     pub(crate) fn workers(self, asked: usize, elsewhere: bool) -> usize {
         match self {
             Self::Incast => asked + 1,
@@ -101,7 +101,7 @@ impl Pattern {
         }
     }
 
-    /// How many windows are in flight at once among `workers`.
+    /// Returns how many windows are in flight at once among `workers`.
     pub(crate) fn flows(self, workers: usize) -> usize {
         match self {
             Self::Incast => workers - 1,
@@ -110,27 +110,27 @@ impl Pattern {
         }
     }
 
-    /// Whether the task runtime does it, which sends its own messages.
+    /// Returns true if the task runtime performs it and sends its own messages.
     pub(crate) fn is_of_tasks(self) -> bool {
         matches!(self, Self::Tasks | Self::Shuffle)
     }
 
-    /// Whether its messages can leave by a schedule, as `--rate` asks.
+    /// Returns true if `--rate` applies: messages can be sent by a schedule.
     pub(crate) fn takes_rate(self) -> bool {
         matches!(self, Self::Latency | Self::Bandwidth | Self::Rate)
     }
 
-    /// Whether it has a receiver that can read what comes, as `--read` asks.
+    /// Returns true if `--read` applies: a receiver can read the messages.
     pub(crate) fn takes_read(self) -> bool {
         !matches!(self, Self::Put | Self::Connect | Self::Tasks | Self::Shuffle)
     }
 
-    /// Whether both ends know where its bytes shall live: a fresh connection was told nothing.
+    /// Returns true if places apply: both ends agree on them before the first message.
     pub(crate) fn takes_places(self) -> bool {
         !matches!(self, Self::Connect | Self::Tasks | Self::Shuffle)
     }
 
-    /// Whether it sends messages, whose memory may change hands.
+    /// Returns true if it sends messages, whose memory may be handed over.
     pub(crate) fn sends_messages(self) -> bool {
         use Pattern::{Alltoall, Bandwidth, Bidirectional, Incast, Latency, Rate};
         matches!(self, Latency | Bandwidth | Bidirectional | Rate | Incast | Alltoall)
@@ -149,7 +149,7 @@ impl FromStr for Pattern {
         Self::OFFERED
             .into_iter()
             .find(|pattern| pattern.name() == text)
-            .ok_or_else(|| format!("`{text}` is no pattern: choose from {}", offered()))
+            .ok_or_else(|| format!("`{text}` is not a pattern: choose from {}", offered()))
     }
 }
 
@@ -162,6 +162,6 @@ mod tests {
         for pattern in Pattern::OFFERED {
             assert_eq!(pattern.name().parse(), Ok(pattern));
         }
-        assert!("latencies".parse::<Pattern>().unwrap_err().contains("is no pattern"));
+        assert!("latencies".parse::<Pattern>().unwrap_err().contains("is not a pattern"));
     }
 }

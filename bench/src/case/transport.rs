@@ -6,13 +6,13 @@ use std::str::FromStr;
 
 use towline::{Address, Scheme};
 
-/// The transport that the library chooses.
+/// The transport with which both ends choose.
 const AUTO: &str = "auto";
 
-/// The option that has data go over TLS.
+/// The option for TLS.
 const TLS: &str = "tls";
 
-/// A transport as the command line names it, with the options that ride on the address.
+/// A transport as the command line names it, with the options of its addresses.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Transport {
     pub(crate) name: &'static str,
@@ -20,7 +20,7 @@ pub(crate) struct Transport {
 }
 
 impl Transport {
-    /// Every name there is: `auto`, which leaves the choice to the library, and each backend that an address can ask for.
+    /// Returns every name: `auto`, and each backend that has a scheme.
     pub(crate) fn names() -> Vec<&'static str> {
         let mut names = vec![AUTO];
         for backend in Scheme::ALL.into_iter().filter_map(Scheme::backend) {
@@ -31,17 +31,17 @@ impl Transport {
         names
     }
 
-    /// What may carry it: for `auto` any backend.
+    /// Returns the backends that may carry the data: for `auto` any.
     pub(crate) fn paths(&self) -> Vec<&'static str> {
         if self.is_auto() { Self::names().split_off(1) } else { vec![self.name] }
     }
 
-    /// Whether both ends choose.
+    /// Returns true if both ends choose the backend.
     pub(crate) fn is_auto(&self) -> bool {
         self.name == AUTO
     }
 
-    /// Whatever the library chooses.
+    /// Returns the transport with which both ends choose.
     pub(crate) fn auto() -> Self {
         Self::plain(AUTO)
     }
@@ -50,7 +50,7 @@ impl Transport {
         Self { name, options: BTreeMap::new() }
     }
 
-    /// What carries the bytes to `address`, with its options.
+    /// Returns the transport of `address`, with its options.
     pub(crate) fn to(address: &Address) -> Self {
         let options = address.options().map(|(key, value)| (key.to_owned(), value.to_owned()));
         let tls = address.scheme().is_encrypted().then(|| (TLS.to_owned(), "on".to_owned()));
@@ -58,28 +58,28 @@ impl Transport {
         Self { name, options: options.chain(tls).collect() }
     }
 
-    /// Whether a connection of it can have several streams.
+    /// Returns true if its connections can have several streams.
     pub(crate) fn takes_streams(&self) -> bool {
         matches!(self.name, AUTO | "tcp")
     }
 
-    /// Streams of a connection: an option, which the library has taken by then.
+    /// Returns the streams of a connection. The library has validated the option before.
     pub(crate) fn streams(&self) -> u32 {
         self.options.get("streams").and_then(|count| count.parse().ok()).unwrap_or(1)
     }
 
-    /// Where a worker on this host listens, with the options: any free place.
+    /// Returns the address, with options, at which a worker on this host listens: any free port.
     pub(crate) fn local_address(&self) -> String {
         let place = if self.name == "mem" { "" } else { "127.0.0.1:0" };
         format!("{}://{place}{}", self.scheme(), self.query())
     }
 
-    /// Whether it goes over TLS, which addresses say in their scheme.
+    /// Returns true if it uses TLS, which addresses express by their scheme.
     pub(crate) fn is_encrypted(&self) -> bool {
         self.options.contains_key(TLS)
     }
 
-    /// The scheme of its addresses.
+    /// Returns the scheme of its addresses.
     pub(crate) fn scheme(&self) -> &'static str {
         match (self.name, self.is_encrypted()) {
             (AUTO, false) => "towline",
@@ -89,12 +89,12 @@ impl Transport {
         }
     }
 
-    /// All options as they are asked for, with the question mark, or nothing.
+    /// Returns all options as a query with its question mark, or an empty string.
     pub(crate) fn options(&self) -> String {
         joined(self.options.iter())
     }
 
-    /// The options as they stand behind an address, whose scheme says the rest.
+    /// Returns the options of an address as a query; TLS is part of the scheme instead.
     pub(crate) fn query(&self) -> String {
         joined(self.options.iter().filter(|(key, _)| *key != TLS))
     }
@@ -114,7 +114,7 @@ impl FromStr for Transport {
         let known = names.iter().find(|known| **known == name);
         let name = *known.ok_or_else(|| {
             format!(
-                "`{name}` is no transport: choose from {}; a comma within an option is %2C",
+                "`{name}` is not a transport: choose from {}; a comma within an option is %2C",
                 names.join(", ")
             )
         })?;
@@ -163,8 +163,8 @@ mod tests {
         assert_eq!(Transport::to(&towlines), "auto?tls=on".parse().unwrap());
         for (text, says) in [
             ("udp", "choose from auto, tcp, shm, ucx, ib, mem"),
-            ("", "is no transport"),
-            ("TCP", "is no transport"),
+            ("", "is not a transport"),
+            ("TCP", "is not a transport"),
             ("tcp?streams", "not `key=value`"),
             ("tcp?=4", "not `key=value`"),
             ("tcp?a=1&a=2", "`a` twice"),

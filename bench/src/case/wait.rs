@@ -2,12 +2,12 @@
 
 use clap::ValueEnum;
 
-/// How both ends wait for the other one.
+/// How both ends wait for each other.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, ValueEnum)]
 pub(crate) enum Wait {
-    /// Poll and never sleep: wants a core for each end.
+    /// Poll and never sleep: needs a core for each end.
     Spin,
-    /// Spin briefly, then sleep; sleep at once where others want the core.
+    /// Spin briefly, then sleep; sleep at once if other threads need the core.
     #[default]
     Adaptive,
     /// Sleep at once.

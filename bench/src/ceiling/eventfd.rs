@@ -1,4 +1,5 @@
-//! Two processes wake each other through bare eventfds, in turn: what no hand-over between processes that sleep is faster than.
+//! Two processes wake each other through bare eventfds, in turn: a lower bound for a hand-over between
+//! sleeping processes.
 
 use std::io::{self, stdin, stdout};
 use std::os::fd::AsFd;
@@ -13,18 +14,18 @@ use crate::process::child::Child;
 use crate::results::ceiling::Ceiling;
 use crate::results::sample::Sample;
 
-/// Give every word on standard input, which is an eventfd, back on standard output, which is another, for as long as the
-/// process lives that started this one
+/// Return every value read from standard input (an eventfd) on standard output (another eventfd), until the
+/// parent process ends
 #[derive(Clone, Debug, clap::Args)]
 pub(crate) struct Options {
     /// The process that started this one
     parent: i32,
 }
 
-/// The far half: `towline beat`.
+/// Runs the far end: `towline beat`.
 pub(crate) fn run(options: &Options) -> Result<(), Failure> {
     let failed = |error: rustix::io::Errno| Failure::run(format!("the far half of an eventfd: {error}"));
-    // Nothing else tells it: an eventfd has no end. It is the thread that measures whose death counts.
+    // An eventfd has no end of file. The signal follows the death of the measuring thread.
     set_parent_process_death_signal(Some(Signal::KILL)).map_err(failed)?;
     let (input, output) = (stdin(), stdout());
     while getppid().is_some_and(|parent| parent.as_raw_nonzero().get() == options.parent) {
@@ -33,7 +34,7 @@ pub(crate) fn run(options: &Options) -> Result<(), Failure> {
     Ok(())
 }
 
-/// Sleeps until the other half wakes this one.
+/// Sleeps until the other end wakes this one.
 fn wait(own: impl AsFd) -> rustix::io::Result<()> {
     rustix::io::read(own, &mut [0; 8]).map(drop)
 }
@@ -42,7 +43,7 @@ fn wake(other: impl AsFd) -> rustix::io::Result<()> {
     rustix::io::write(other, &1u64.to_ne_bytes()).map(drop)
 }
 
-/// Half round trips for `duration`; the first tenth of the time warms up.
+/// Measures half round trips for `duration`; the first tenth of the time warms up.
 pub(crate) fn measure(duration: Duration) -> io::Result<Ceiling> {
     let (there, back) = (eventfd(0, EventfdFlags::CLOEXEC)?, eventfd(0, EventfdFlags::CLOEXEC)?);
     let ends = [Stdio::from(there.try_clone()?), Stdio::from(back.try_clone()?)];
@@ -53,7 +54,7 @@ pub(crate) fn measure(duration: Duration) -> io::Result<Ceiling> {
         wait(&back)?;
         Ok(sent.elapsed())
     };
-    // The first one waits for the process to start.
+    // The first round trip waits for the process to start.
     round_trip()?;
     let mut sample = Sample::new();
     let begin = Instant::now();

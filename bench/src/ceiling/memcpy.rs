@@ -6,21 +6,21 @@ use std::time::{Duration, Instant};
 use crate::data::payload::Layout;
 use crate::results::ceiling::Ceiling;
 
-/// Warm memory to copy into; grows to the largest window asked for.
+/// Warm memory to copy into; grows to the largest window.
 #[derive(Debug, Default)]
 pub(crate) struct Destination(Vec<u8>);
 
 impl Destination {
-    /// Copies message after message of `source` for `duration`.
+    /// Copies messages of `source` for `duration`.
     pub(crate) fn measure(&mut self, layout: Layout, source: &[u8], duration: Duration) -> Ceiling {
         let footprint = layout.size_bytes * layout.window;
         if self.0.len() < footprint {
             self.0 = vec![1; footprint];
         }
-        // Enough copies between two looks at the clock that the looks cost nothing.
+        // So many copies between two readings of the clock that the readings cost nothing.
         let batch = ((256 << 10) / layout.size_bytes).clamp(1, 4096) as u64;
         let mut number = 0u64;
-        // One window first: the caches then hold what they hold in a long run.
+        // Copy one window first, so that the caches are as in a long run.
         while number < layout.window as u64 {
             number = self.copy(layout, source, number, 1);
         }

@@ -1,4 +1,4 @@
-//! The ceilings that our figures stand beside, measured in the same run on the same memory.
+//! The ceilings beside our figures, measured in the same run on the same memory.
 
 pub(crate) mod eventfd;
 pub(crate) mod memcpy;
@@ -7,7 +7,7 @@ pub(crate) mod tls_socket;
 
 use crate::failure::Failure;
 
-/// Runs `work` on a thread of its own, so that an interruption is noticed meanwhile.
+/// Runs `work` on another thread, so that this one can still handle an interruption.
 pub(crate) async fn blocking<T: Send + 'static>(
     work: impl FnOnce() -> T + Send + 'static,
 ) -> Result<T, Failure> {

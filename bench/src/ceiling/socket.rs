@@ -1,6 +1,8 @@
-//! A bare TCP socket between the two processes moves the same messages: once blocking, once spinning; plain, or over TLS.
+//! A bare TCP socket moves the same messages between the same processes: blocking or spinning, plain or over
+//! TLS.
 //!
-//! The far half confirms what it has read, as a receiver of ours does; the near half keeps at most the window unconfirmed.
+//! The far end confirms what it has read, as our receivers do; the near end keeps at most the window
+//! unconfirmed.
 
 use std::io::{self, ErrorKind, IoSlice, Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpListener, TcpStream};
@@ -14,21 +16,21 @@ use crate::data::payload::Layout;
 use crate::results::ceiling::Ceiling;
 use crate::security::trust::Certificate;
 
-/// The far half gives up when nobody connects in this time.
+/// How long the far end waits for a connection.
 const CONNECT_WITHIN: Duration = Duration::from_secs(5);
 
-/// What may pass beyond the agreed duration before either half gives up.
+/// How long either end may exceed the agreed duration.
 const GRACE: Duration = Duration::from_secs(20);
 
-/// Messages below this length are read many at a time, as any good receiver does.
+/// Messages below this length are read many at a time.
 const BATCH_BELOW_BYTES: usize = 16 << 10;
 
-/// How much is read at once when messages are small.
+/// Bytes per read of small messages.
 const BATCH_BYTES: usize = 64 << 10;
 
 static CONFIRMATIONS: [u8; BATCH_BYTES] = [1; BATCH_BYTES];
 
-/// What both halves agree on.
+/// What both ends agree on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct SocketTest {
     pub(crate) layout: Layout,
@@ -39,7 +41,7 @@ pub(crate) struct SocketTest {
 }
 
 impl SocketTest {
-    /// The ceiling's name.
+    /// Returns the ceiling's name.
     pub(crate) fn kind(self) -> &'static str {
         if self.tls { "tls_socket" } else { "socket" }
     }
@@ -48,15 +50,15 @@ impl SocketTest {
         Duration::from_millis(self.duration_ms)
     }
 
-    /// Messages that one confirmation stands for: a confirmation each would halve the rate of small ones.
+    /// Returns the messages of one confirmation: one for each would halve the rate of small messages.
     fn confirm_every(self) -> u64 {
         let small = self.layout.size_bytes < BATCH_BELOW_BYTES;
         if small { (self.layout.window as u64 / 4).max(1) } else { 1 }
     }
 }
 
-/// The far half: accepts one connection that presents `key`, then reads and confirms until its end. With a certificate, over
-/// TLS.
+/// Runs the far end: accepts one connection that presents `key`, then reads and confirms until it ends. With
+/// a certificate, over TLS.
 pub(crate) fn far(
     listener: &TcpListener,
     key: [u8; 16],
@@ -80,7 +82,7 @@ pub(crate) fn far(
     }
 }
 
-/// The near half, connected.
+/// The near end, connected.
 #[derive(Debug)]
 pub(crate) struct SocketClient {
     wire: Wire,
@@ -88,7 +90,7 @@ pub(crate) struct SocketClient {
 }
 
 impl SocketClient {
-    /// Over TLS, `believed` is the far half's certificate.
+    /// Connects. Over TLS, `believed` is the far end's certificate.
     pub(crate) fn open(
         address: SocketAddr,
         key: [u8; 16],
@@ -117,7 +119,7 @@ fn message(layout: Layout, source: &[u8], number: u64) -> &[u8] {
     &source[begin..begin + layout.size_bytes]
 }
 
-/// Half round trips; the first tenth of the time warms up.
+/// Measures half round trips; the first tenth of the time warms up.
 fn ping(wire: &mut Wire, course: SocketTest, source: &[u8]) -> io::Result<Ceiling> {
     let mut times = Histogram::<u64>::new_with_bounds(1, 60_000_000_000, 3)
         .map_err(|why| io::Error::other(why.to_string()))?;
@@ -138,7 +140,8 @@ fn ping(wire: &mut Wire, course: SocketTest, source: &[u8]) -> io::Result<Ceilin
     Ok(Ceiling::latency(course.kind(), times.value_at_quantile(0.5) as f64 / 1e3))
 }
 
-/// One direction, the window full, from the first send to the last confirmation; a shorter pass before warms up.
+/// Measures one direction with a full window, from the first send to the last confirmation. A shorter pass
+/// warms up.
 fn pour(wire: &mut Wire, course: SocketTest, source: &[u8]) -> io::Result<Ceiling> {
     let mut sent = 0;
     pass(wire, course, source, &mut sent, course.duration() / 10)?;
@@ -148,7 +151,7 @@ fn pour(wire: &mut Wire, course: SocketTest, source: &[u8]) -> io::Result<Ceilin
     Ok(Ceiling::rate(course.kind(), bytes / 1e9 / begin.elapsed().as_secs_f64()))
 }
 
-/// Sends at least a window of messages, and for `duration`, and waits until all are confirmed.
+/// Sends at least a window of messages, for `duration`, and waits until all are confirmed.
 fn pass(
     wire: &mut Wire,
     course: SocketTest,
@@ -161,7 +164,8 @@ fn pass(
     let (first, begin) = (*sent, Instant::now());
     let mut confirmed = first;
     loop {
-        // What is sent is a multiple of what one confirmation stands for: the last one comes too.
+        // The number of messages is a multiple of those of a confirmation, so that the last confirmation is
+        // sent too.
         let whole = (*sent - first).is_multiple_of(every);
         if whole && *sent - first >= window && begin.elapsed() >= duration {
             break;
@@ -179,7 +183,7 @@ fn pass(
     Ok(())
 }
 
-/// Waits for confirmations: one or more.
+/// Waits for one or more confirmations.
 fn confirmations(wire: &mut Wire) -> io::Result<u64> {
     match wire.read_some(&mut [0; 64])? {
         0 => Err(ErrorKind::UnexpectedEof.into()),
@@ -218,19 +222,19 @@ fn sink(wire: &mut Wire, window: &mut [u8], course: SocketTest) -> io::Result<()
         at = (at + count) % window.len();
         let due = (read - confirmed) / every;
         confirmed += due * every;
-        // A confirmation is a byte; one read never holds more messages than there are bytes in a batch.
+        // A confirmation is one byte; one read never holds more messages than a batch has bytes.
         wire.write_all(&CONFIRMATIONS[..due as usize])?;
     }
 }
 
-/// What messages are written to and read from.
+/// A socket, with TLS or without.
 #[derive(Debug)]
 struct Wire {
     socket: Socket,
     tls: Option<TlsSession>,
 }
 
-/// A socket that sleeps or spins, and gives up in time.
+/// A socket that sleeps or spins, with a deadline.
 #[derive(Debug)]
 struct Socket {
     stream: TcpStream,
@@ -277,7 +281,7 @@ impl Wire {
 }
 
 impl Socket {
-    /// Repeats `operation` while it would block and there is time.
+    /// Repeats `operation` while it would block, until the deadline.
     fn patiently<T>(&mut self, mut operation: impl FnMut(&mut TcpStream) -> io::Result<T>) -> io::Result<T> {
         for turn in 1u32.. {
             match operation(&mut self.stream) {
@@ -292,7 +296,7 @@ impl Socket {
                 outcome => return outcome,
             }
         }
-        Err(io::Error::new(ErrorKind::TimedOut, "the other half of the bare socket fell silent"))
+        Err(io::Error::new(ErrorKind::TimedOut, "the other end of the bare socket does not respond"))
     }
 }
 
@@ -316,7 +320,7 @@ impl Write for Socket {
     }
 }
 
-/// Waits for a connection, but not for ever.
+/// Waits for a connection, up to `limit`.
 fn accept_within(listener: &TcpListener, limit: Duration) -> io::Result<TcpStream> {
     listener.set_nonblocking(true)?;
     let deadline = Instant::now() + limit;
@@ -325,7 +329,7 @@ fn accept_within(listener: &TcpListener, limit: Duration) -> io::Result<TcpStrea
             Ok((stream, _)) => return Ok(stream),
             Err(error) if error.kind() != ErrorKind::WouldBlock => return Err(error),
             Err(_) if Instant::now() >= deadline => {
-                return Err(io::Error::new(ErrorKind::TimedOut, "nobody connected"));
+                return Err(io::Error::new(ErrorKind::TimedOut, "no peer connected"));
             }
             Err(_) => std::thread::sleep(Duration::from_millis(1)),
         }

@@ -1,4 +1,4 @@
-//! What a bare TLS socket adds to a bare socket: rustls as it comes, with the buffers that ours has.
+//! TLS over a bare socket: plain rustls, with the library's buffer lengths.
 
 use std::io::{self, ErrorKind, Read, Write};
 use std::ops::Range;
@@ -13,21 +13,21 @@ use rustls::{ClientConfig, ClientConnection, Connection, RootCertStore, ServerCo
 
 use crate::security::trust::{Certificate, throw_away_certificate};
 
-/// The name that both halves agree on, wherever they are.
+/// The server name in the certificate, independent of the address.
 const NAME: &str = "bare.towline";
-/// Ciphertext read at once, and kept unsent: as the library does.
+/// Ciphertext bytes per read, and the limit of unsent ones: as in the library.
 const CIPHERTEXT_LEN: usize = 256 << 10;
 
-/// One half's TLS.
+/// The TLS state of one end.
 #[derive(Debug)]
 pub(super) struct TlsSession {
     tls: Connection,
     ciphertext: Vec<u8>,
-    /// What of it is not decrypted yet.
+    /// The bytes that are not decrypted yet.
     fresh: Range<usize>,
 }
 
-/// What the far half shows.
+/// Returns the far end's certificate.
 pub(crate) fn certificate() -> io::Result<Certificate> {
     throw_away_certificate([NAME]).map_err(io::Error::other)
 }
@@ -42,7 +42,7 @@ impl TlsSession {
         Ok(Self::new(tls.map_err(io::Error::other)?.into()))
     }
 
-    /// `believed` is the far half's certificate.
+    /// Creates the near end's state; `believed` is the far end's certificate.
     pub(super) fn near(believed: &str) -> io::Result<Self> {
         let mut roots = RootCertStore::empty();
         roots.add(chain(believed)?).map_err(io::Error::other)?;
@@ -58,7 +58,7 @@ impl TlsSession {
         Self { tls, ciphertext: vec![0; CIPHERTEXT_LEN], fresh: 0..0 }
     }
 
-    /// Until both halves have keys.
+    /// Completes the TLS handshake.
     pub(super) fn shake(&mut self, socket: &mut (impl Read + Write)) -> io::Result<()> {
         loop {
             self.flush(socket)?;
@@ -69,7 +69,7 @@ impl TlsSession {
         }
     }
 
-    /// Reads what there is, at least a byte, unless the stream ends.
+    /// Reads at least one byte, unless the stream ends.
     pub(super) fn read(&mut self, socket: &mut (impl Read + Write), into: &mut [u8]) -> io::Result<usize> {
         loop {
             match self.tls.reader().read(into) {
@@ -96,7 +96,7 @@ impl TlsSession {
         Ok(())
     }
 
-    /// Decrypts the next records, read from the socket if none is here.
+    /// Decrypts the next records, and reads from the socket if there are none.
     fn receive(&mut self, socket: &mut impl Read) -> io::Result<()> {
         if self.fresh.is_empty() {
             self.fresh = 0..socket.read(&mut self.ciphertext)?;
@@ -110,7 +110,7 @@ impl TlsSession {
     }
 }
 
-/// The library's cipher, so that nothing but the library itself differs.
+/// Returns the library's cipher, so that only the library itself differs.
 fn provider() -> Arc<CryptoProvider> {
     let cipher_suites = vec![cipher_suite::TLS13_AES_128_GCM_SHA256];
     Arc::new(CryptoProvider { cipher_suites, ..ring::default_provider() })

@@ -1,4 +1,4 @@
-//! `towline explain`: which path leads to a peer, why, what was expected of it, and what it does.
+//! `towline explain`: the path to a peer, the reasons, its prediction, and its measurement.
 
 use std::io::{self, Write};
 use std::time::Duration;
@@ -31,17 +31,17 @@ Examples:
   towline explain tcp://10.0.0.2:7000 --wait-for 30 # it is about to start
   towline explain tcp://127.0.0.1:7000 --json | jq .chosen";
 
-/// A peer that has not said what it is by then is no `towline serve`.
+/// A peer that has not answered by then is not `towline serve`.
 const HELLO_WITHIN: Duration = Duration::from_secs(3);
 
-/// The probe: short, and long enough to tell.
+/// The durations of the probe.
 const PROBE: Pace = Pace { warmup: Duration::from_millis(50), duration: Duration::from_millis(250) };
 
-/// Connect, and tell every candidate path: chosen or refused and why, expected and measured
+/// Connect, and list every candidate path: chosen or refused and why, predicted and measured
 #[derive(Clone, Debug, clap::Args)]
 #[command(after_help = EXAMPLE)]
 pub(crate) struct Options {
-    /// Where a `towline serve` listens
+    /// The address of a `towline serve`
     #[arg(default_value = serve::ADDRESS)]
     address: Address,
     #[command(flatten)]
@@ -61,19 +61,19 @@ struct Document {
     complete: bool,
     chosen: String,
     candidates: Vec<Explained>,
-    /// What became of the ways that the link may take or not.
+    /// Notes on the path.
     notes: Vec<String>,
-    /// The other end's view; `null` if it is no `towline serve`.
+    /// The other end's view; `null` if it is not `towline serve`.
     peer: Option<PeerView>,
 }
 
-/// A candidate, and what the probe found if it is the chosen one.
+/// A candidate, with the probe's result if it is the chosen one.
 #[derive(Debug, Serialize)]
 struct Explained {
     #[serde(flatten)]
     candidate: Candidate,
     measured: Option<Speed>,
-    /// Of the machine's ceiling, in bandwidth.
+    /// Our share of the ceiling's bandwidth.
     share: Option<f64>,
     copies: Option<f64>,
     encryption: Option<&'static str>,
@@ -82,7 +82,7 @@ struct Explained {
     streams: Option<usize>,
 }
 
-/// What the probe found.
+/// The result of the probe.
 #[derive(Debug)]
 struct ProbeResult {
     speed: Speed,
@@ -111,7 +111,7 @@ pub(crate) async fn run(options: &Options) -> Result<(), Failure> {
         Ok(about) => Some(about?),
         Err(_) => {
             progress
-                .keep("the other end is no `towline serve`: nothing is measured, and its view is unknown");
+                .keep("the other end is not `towline serve`: nothing is measured, and its view is unknown");
             None
         }
     };
@@ -138,7 +138,7 @@ pub(crate) async fn run(options: &Options) -> Result<(), Failure> {
     options.output.give(&document, |out: &mut dyn Write| document.write(out))
 }
 
-/// A short measurement of latency and bandwidth, beside their ceilings.
+/// Measures latency and bandwidth briefly, beside their ceilings.
 async fn probe(
     options: &Options,
     transport: Transport,
@@ -162,7 +162,7 @@ async fn probe(
     let latency = runner.repeat(&case(Pattern::Latency, 8, 1)).await?;
     let bandwidth = runner.repeat(&case(Pattern::Bandwidth, 1 << 20, 16)).await?;
     let Repeat { path, sample, ceilings } = bandwidth;
-    // A copy is the ceiling of what stays in memory, the most alike of the bare sockets of what does not.
+    // In memory, the ceiling is a copy; otherwise the bare socket that is most similar.
     let fits = |ceiling: &&Ceiling| !matches!(&path[..], "mem" | "shm") || ceiling.kind == "memcpy";
     let ceiling = ceilings.iter().rev().find(fits).and_then(|ceiling| ceiling.gb_per_s);
     let gb_per_s = sample.gb_per_s();

@@ -1,4 +1,4 @@
-//! `towline info`: what this machine offers, and what it lacks and why.
+//! `towline info`: the transports of this machine, its hardware, and why a transport is missing.
 
 use std::io::{self, Write};
 
@@ -17,7 +17,8 @@ Examples:
   towline info --json | jq '.backends[] | select(.state != \"ready\")'
   towline info --json | jq '.backends[] | select(.name == \"ucx\") | .devices'";
 
-/// Tell what this machine offers: every transport, ready with what stands behind it, or why not, and the hardware beneath
+/// List what this machine offers: every transport with its library, or the reason why it is missing, and the
+/// hardware
 #[derive(Clone, Debug, clap::Args)]
 #[command(after_help = EXAMPLE)]
 pub(crate) struct Options {
@@ -45,7 +46,7 @@ struct Host {
     cores: usize,
     numa_nodes: usize,
     memory_bytes: u64,
-    /// What this process can take, what it could if nothing was in use, and what bounds it.
+    /// The memory that this process can use, its limit, and the origin of that limit.
     memory_available_bytes: Option<u64>,
     memory_limit_bytes: Option<u64>,
     memory_bound: Option<String>,

@@ -14,20 +14,20 @@ use crate::security::trust::Trust;
 use crate::terminal::output::Output;
 use crate::terminal::print::say;
 
-/// Where to listen, for whom, and how that is told.
+/// The address to listen at, the trust, and how the address is reported.
 #[derive(Clone, Debug, clap::Args)]
 pub(crate) struct Listening {
-    /// Where to listen; port 0 takes any free one. The bound address is printed
+    /// The address to listen at; port 0 takes any free port. The bound address is printed
     pub(crate) address: Address,
-    /// Print this address for others in place of the bound one, where they find it by another: behind a translation of
-    /// addresses, or in a container whose port is published. Port 0 stands for the bound port
+    /// Print this address instead of the bound one, if peers reach it by another: behind address translation,
+    /// or in a container with a published port. Port 0 stands for the bound port
     #[arg(long, value_name = "ADDR")]
     advertise: Option<Address>,
     /// How to wait for peers
     #[arg(long, value_name = "HOW", default_value = "adaptive")]
     wait: Wait,
-    /// Answer `GET /metrics` there, for Prometheus, such as 127.0.0.1:9100, localhost:9100, or :9100 for every interface:
-    /// whoever can reach it reads it. Port 0 takes any free one
+    /// Serve `GET /metrics` at this address for Prometheus, such as 127.0.0.1:9100, localhost:9100, or :9100
+    /// for every interface. It needs no authentication. Port 0 takes any free port
     #[arg(long, value_name = "ADDR")]
     metrics: Option<MetricsAddress>,
     #[command(flatten)]
@@ -41,12 +41,12 @@ struct Document {
     schema: u32,
     complete: bool,
     address: String,
-    /// Where the metrics are, if they are served.
+    /// The URL of the metrics, if they are served.
     metrics: Option<String>,
 }
 
 impl Listening {
-    /// What listens, once that is no wrong usage.
+    /// Returns the endpoint; a failure of its settings is wrong usage.
     pub(crate) fn endpoint(&self) -> Result<Endpoint, Failure> {
         self.output.check()?;
         self.trust.check(&self.address)?;
@@ -61,7 +61,7 @@ impl Listening {
         self.trust.endpoint(self.wait)
     }
 
-    /// Where others find what is bound there.
+    /// Returns the address at which peers reach the bound one.
     fn told(&self, bound: &Address) -> Result<Address, towline::Error> {
         match &self.advertise {
             None => Ok(bound.clone()),
@@ -72,7 +72,7 @@ impl Listening {
         }
     }
 
-    /// Says where it listens, and has the metrics of the endpoint, and `more`, answered where that was asked for.
+    /// Reports the address, and serves the metrics of the endpoint and of `more` if `--metrics` is given.
     pub(crate) async fn tell(
         &self,
         bound: &Address,
@@ -104,7 +104,7 @@ impl Listening {
 }
 
 impl Listening {
-    /// Has the files of certificates, keys and the token read anew at every SIGHUP.
+    /// Reads certificates, keys and the token again at every SIGHUP.
     fn renew_at_hangups(&self, endpoint: &Endpoint) -> Result<(), Failure> {
         let mut hangups = signal(SignalKind::hangup())
             .map_err(|error| Failure::run(format!("watching for SIGHUP: {error}")))?;
@@ -114,7 +114,7 @@ impl Listening {
                 match trust.renew(&endpoint) {
                     Ok(()) => say("SIGHUP: certificates and token were read anew, for connections to come"),
                     Err(failure) => {
-                        say(format_args!("SIGHUP: certificates and token stay as they were: {failure}"))
+                        say(format_args!("SIGHUP: certificates and token are unchanged: {failure}"))
                     }
                 }
             }
@@ -123,7 +123,7 @@ impl Listening {
     }
 }
 
-/// An address that cannot be had is wrong usage; everything else is a failure.
+/// An address that cannot be bound is wrong usage; everything else is a failure.
 pub(crate) fn refused(error: towline::Error) -> Failure {
     match error.kind() {
         ErrorKind::Unavailable | ErrorKind::Unsupported => Failure::usage(error.to_string()),

@@ -1,4 +1,4 @@
-//! `--metrics`: what an endpoint and what runs on it count, for a Prometheus server that asks over HTTP.
+//! `--metrics`: the metrics of an endpoint and of its command, for Prometheus over HTTP.
 
 mod address;
 mod request;
@@ -17,13 +17,13 @@ pub(crate) use self::address::MetricsAddress;
 use self::request::{HttpRequest, Refusal};
 use crate::failure::Failure;
 
-/// A request takes less, or is dropped.
+/// The time limit of a request.
 const REQUEST_WITHIN: Duration = Duration::from_secs(5);
-/// A request's head is shorter, or is refused.
+/// The longest head of a request.
 const HEAD_LEN_MAX: usize = 8 << 10;
-/// What is read of a request that was refused, after its head.
+/// How much of a refused request is read after its head.
 const REST_LEN_MAX: u64 = 64 << 10;
-/// Connections at once. Where there are so many, the oldest makes room for a newcomer.
+/// Connections at once. A further connection replaces the oldest.
 const CONNECTIONS_MAX: usize = 64;
 
 /// Answers `GET /metrics` at one address until it is dropped.
@@ -34,7 +34,7 @@ pub(crate) struct Exporter {
 }
 
 impl Exporter {
-    /// Listens for Prometheus, and tells where, as a URL.
+    /// Listens for Prometheus, and returns the URL.
     pub(crate) async fn bind(at: &MetricsAddress, registry: Registry) -> Result<(Self, String), Failure> {
         let bind = async {
             let listener = at.bind().await?;
@@ -52,7 +52,7 @@ impl Exporter {
                     let admitted = admission.place_since(clock, from.ip().into()).await;
                     let registry = self.registry.clone();
                     tokio::spawn(async move {
-                        // Who asks badly or slowly is nobody else's concern.
+                        // A bad or slow request affects no other connection.
                         admitted.hold(timeout(REQUEST_WITHIN, answer(stream, &registry))).await
                     });
                 }
@@ -60,7 +60,7 @@ impl Exporter {
                     tokio::time::sleep(admission.accept_failed(&error, clock.elapsed())).await;
                 }
             }
-            // Whose request is here already is heard before the next one comes in.
+            // Handle requests that have arrived before accepting the next connection.
             tokio::task::yield_now().await;
         }
     }
@@ -82,13 +82,13 @@ async fn answer(mut stream: TcpStream, registry: &Registry) -> io::Result<()> {
     }
     stream.shutdown().await?;
     if asks_for.is_err() {
-        // What is left unread would reset the connection, and the peer might lose the answer by that.
+        // Unread bytes would reset the connection, and the peer might lose the answer.
         tokio::io::copy(&mut stream.take(REST_LEN_MAX), &mut tokio::io::sink()).await?;
     }
     Ok(())
 }
 
-/// What a peer asks for; nothing if it goes before it has said so.
+/// Reads a request; `None` if the peer closes first.
 async fn request(stream: &mut TcpStream) -> io::Result<Option<HttpRequest>> {
     let mut head = Vec::with_capacity(1024);
     while head.len() < HEAD_LEN_MAX {

@@ -7,7 +7,7 @@ use super::listening::{Listening, refused};
 use crate::failure::{Failure, transport};
 use crate::process::shutdown::{STOP_WITHIN, Shutdown};
 
-/// Where it listens, and where `towline top` connects, unless another address is given.
+/// The default address, also of `towline top`.
 pub(crate) const ADDRESS: &str = "towline://127.0.0.1:7100";
 
 const EXAMPLE: &str = "\
@@ -21,7 +21,7 @@ A worker is a program with functions of yours in it, in ten lines: examples/exam
 It ends in good order when it is interrupted (exit code 130) or terminated (143). At SIGHUP it reads certificates, keys and
 the token anew, for connections to come.";
 
-/// Schedule the tasks of a task runtime: workers and clients find it here
+/// Run the scheduler of a task runtime, to which workers and clients connect
 #[derive(Clone, Debug, clap::Args)]
 #[command(
     after_help = EXAMPLE,
@@ -40,7 +40,7 @@ pub(crate) async fn run(options: &Options, shutdown: &Shutdown) -> Result<(), Fa
     let metrics = |registry: &mut Registry| registry.register_collector(Box::new(scheduler.metrics()));
     listening.tell(scheduler.address(), &endpoint, metrics).await?;
     let interruption = shutdown.told().await;
-    // A peer that takes no part must not hold it up.
+    // A peer that does not respond must not delay the end.
     let _ = tokio::time::timeout(STOP_WITHIN / 2, scheduler.close()).await;
     Err(interruption)
 }

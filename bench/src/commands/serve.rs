@@ -7,7 +7,7 @@ use crate::failure::Failure;
 use crate::peer;
 use crate::process::cpu_clock::CpuClock;
 
-/// Where it listens, and where `towline explain` connects, unless another address is given.
+/// The default address, also of `towline explain`.
 pub(crate) const ADDRESS: &str = "towline://127.0.0.1:7000";
 
 const EXAMPLE: &str = "\
@@ -20,7 +20,8 @@ Examples:
 
 At SIGHUP it reads certificates, keys and the token anew, for connections to come.";
 
-/// Be the other end of `explain` and `bench --connect`, until interrupted (exit code 130) or terminated (143)
+/// Serve the other end of `explain` and `bench --connect`, until interrupted (exit code 130) or terminated
+/// (143)
 #[derive(Clone, Debug, clap::Args)]
 #[command(
     after_help = EXAMPLE,
@@ -29,13 +30,13 @@ At SIGHUP it reads certificates, keys and the token anew, for connections to com
 pub(crate) struct Options {
     #[command(flatten)]
     pub(crate) listening: Listening,
-    /// End when standard input does: a parent's death is noticed that way
+    /// End when standard input ends: this detects the death of the parent process
     #[arg(long, hide = true)]
     until_stdin_ends: bool,
 }
 
 impl Options {
-    /// Whether it was started by hand, and not by a `towline bench`.
+    /// Returns true if a user started it, and not `towline bench`.
     pub(crate) fn is_for_people(&self) -> bool {
         !self.until_stdin_ends
     }
@@ -62,9 +63,9 @@ async fn stdin_ends() {
     std::thread::spawn(move || {
         let mut byte = [0; 64];
         while std::io::stdin().read(&mut byte).is_ok_and(|count| count > 0) {}
-        // Nobody listens where the command has ended first.
+        // The receiver may be gone if the command has ended first.
         let _ = ended.send(());
     });
-    // A thread that could not tell has ended as well.
+    // A dropped sender also means that the thread has ended.
     let _ = wait.await;
 }

@@ -33,7 +33,8 @@ pub(crate) struct Completions {
 #[derive(Clone, Debug, clap::Args)]
 #[command(after_help = MAN)]
 pub(crate) struct Man {
-    /// The folder to write them to; it is made where it is missing. Without it, the page of the command itself is printed
+    /// The folder to write them to; it is made if it is missing. Without it, the page of the command itself
+    /// is printed
     folder: Option<PathBuf>,
 }
 
@@ -58,7 +59,7 @@ fn write(command: Command, folder: &Path) -> std::io::Result<()> {
     clap_mangen::generate_to(command, folder)
 }
 
-/// The command without its hidden subcommands.
+/// Returns the command without its hidden subcommands.
 fn visible(command: &Command) -> Command {
     let subcommands = command.get_subcommands().filter(|subcommand| !subcommand.is_hide_set()).cloned();
     let mut visible = Command::new("towline").version(VERSION).subcommands(subcommands);

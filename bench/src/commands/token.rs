@@ -1,4 +1,4 @@
-//! `towline token`: a secret that nobody can guess, in a file that only its owner can read.
+//! `towline token`: makes a random token in a file that only its owner can read.
 
 use std::fs::OpenOptions;
 use std::io::{self, ErrorKind, Write};
@@ -21,7 +21,7 @@ Examples:
 #[derive(Clone, Debug, clap::Args)]
 #[command(after_help = EXAMPLE)]
 pub(crate) struct Options {
-    /// The file to make; one that is there already is refused
+    /// The file to make; an existing file is refused
     file: PathBuf,
     #[command(flatten)]
     pub(crate) output: Output,

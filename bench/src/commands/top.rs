@@ -1,4 +1,4 @@
-//! `towline top`: how a scheduler's cluster is, once or again and again.
+//! `towline top`: the state of a scheduler's cluster, once or repeatedly.
 
 mod table;
 mod terminal;
@@ -30,19 +30,19 @@ Examples:
 What is per second is of the last interval; `--once` waits for one. On a terminal `q` ends it, and columns that do not fit are
 left out. Amounts of data are binary (1 MiB = 1,048,576 bytes), rates decimal (1 MB/s = 1,000,000 bytes a second).";
 
-/// Watch a scheduler's cluster: workers, tasks, memory, and what moves between which workers over which path
+/// Show a scheduler's cluster: workers, tasks, memory, and the data that moves between workers, with its path
 #[derive(Clone, Debug, clap::Args)]
 #[command(after_help = EXAMPLE)]
 pub(crate) struct Options {
-    /// Where a `towline scheduler` listens
+    /// The address of a `towline scheduler`
     #[arg(default_value = scheduler::ADDRESS)]
     address: Address,
     #[command(flatten)]
     wait_for: WaitFor,
-    /// Look once, and end
+    /// Show the state once, and end
     #[arg(long)]
     once: bool,
-    /// Seconds between two looks
+    /// Seconds between two updates
     #[arg(long, value_name = "SECONDS", default_value = "1", value_parser = parse_seconds)]
     interval: Duration,
     #[command(flatten)]
@@ -56,7 +56,7 @@ struct Document {
     schema: u32,
     complete: bool,
     address: String,
-    /// What rates are of.
+    /// The interval of the rates.
     interval_s: f64,
     clients: u32,
     workers_lost: u64,
@@ -87,7 +87,7 @@ struct Pair {
 pub(crate) async fn run(options: &Options) -> Result<(), Failure> {
     let Options { address, wait_for, once, interval, trust, output } = options;
     if !once && output.is_asked_for() {
-        return Err(Failure::usage("--json and --json-file tell of one look: say --once as well"));
+        return Err(Failure::usage("--json and --json-file write one state: add --once"));
     }
     if address.scheme() == Scheme::Mem {
         let why = format!("{address}: mem reaches only its own process, and no scheduler runs in this one");
@@ -121,7 +121,7 @@ pub(crate) async fn run(options: &Options) -> Result<(), Failure> {
             return output.give(&document, |out: &mut dyn Write| document.write(out, width));
         }
         match show(&document) {
-            // Whoever reads may have seen enough.
+            // The reader has closed the pipe.
             Err(error) if error.kind() == ErrorKind::BrokenPipe => return Ok(()),
             shown => {
                 shown.map_err(|error| Failure::run(format!("the table on stdout: {}", reason(&error))))?
@@ -131,7 +131,7 @@ pub(crate) async fn run(options: &Options) -> Result<(), Failure> {
     }
 }
 
-/// In place of what was there before, on a terminal; below it elsewhere.
+/// Writes in place on a terminal, and below the last output elsewhere.
 fn show(document: &Document) -> io::Result<()> {
     let mut text = Vec::new();
     let size = terminal::size();

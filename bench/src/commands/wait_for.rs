@@ -1,4 +1,4 @@
-//! `--wait-for`: a peer that is not up yet is tried again.
+//! `--wait-for`: retries while a peer is not up yet.
 
 use std::time::{Duration, Instant};
 
@@ -15,8 +15,8 @@ const PAUSE_MAX: Duration = Duration::from_secs(1);
 /// How long to try to connect.
 #[derive(Clone, Copy, Debug, Default, clap::Args)]
 pub(crate) struct WaitFor {
-    /// Seconds to wait for a peer that is not up yet: try again while nobody listens there, the name is unknown or nobody
-    /// answers. By default one attempt
+    /// Seconds to wait for a peer that is not up yet: retry while nothing listens there, the name is unknown
+    /// or no answer comes. By default one attempt
     #[arg(long, value_name = "S", value_parser = parse_seconds, help_heading = "The other end")]
     wait_for: Option<Duration>,
 }
@@ -26,8 +26,8 @@ impl WaitFor {
         self.wait_for.is_some()
     }
 
-    /// Calls `connect` until it succeeds, fails for another reason than a peer that is not up, or the time is over. `why` gives
-    /// the transport's reason of an error.
+    /// Calls `connect` until it succeeds, fails for another reason, or the time is over. `why` returns the
+    /// transport's error within an error.
     pub(crate) async fn connect<T, E: Into<Failure>>(
         self,
         connect: impl AsyncFn() -> Result<T, E>,

@@ -1,11 +1,11 @@
-//! The messages of one case: slices of warm memory, or memory that no message used before.
+//! The messages of one case: slices of warm memory, or of memory that no message used before.
 
 use bytes::Bytes;
 use towline::{Buffer, Message};
 
 use super::payload::{self, MessageSpec, cuts};
 
-/// Makes messages.
+/// Builds the messages of one case.
 #[derive(Clone, Debug)]
 pub(crate) struct MessageSource {
     memory: Buffer,
@@ -17,24 +17,24 @@ impl MessageSource {
         Self { memory, spec }
     }
 
-    /// The payload of message `number`.
+    /// Returns the payload of message `number`.
     pub(crate) fn payload(&self, number: u64) -> Buffer {
         let layout = self.spec.layout;
         let begin = layout.offset(number);
         self.memory.slice(begin..begin + layout.size_bytes)
     }
 
-    /// Message `number`, in warm memory.
+    /// Returns message `number`, in warm memory.
     pub(crate) fn message(&self, number: u64) -> Message {
         self.cut(number, self.payload(number))
     }
 
-    /// The payload of message `number` in memory that carried nothing before.
+    /// Returns the payload of message `number` in memory that no message used before.
     pub(crate) fn fresh_payload(&self, number: u64) -> Result<Buffer, towline::Error> {
         Ok(self.spec.places.from.filled(self.payload(number).to_vec()?)?.freeze())
     }
 
-    /// Message `number`, in memory that carried nothing before.
+    /// Returns message `number`, in memory that no message used before.
     pub(crate) fn fresh_message(&self, number: u64) -> Result<Message, towline::Error> {
         Ok(self.cut(number, self.fresh_payload(number)?))
     }
@@ -70,14 +70,14 @@ impl DataHeader {
     }
 }
 
-/// Is this message number `expected`, with the frames and the bytes that it should have?
+/// Checks that a message has the number `expected`, and the frames and bytes of `spec`.
 pub(crate) fn inspect(message: &Message, spec: MessageSpec, expected: u64) -> Result<(), String> {
     let MessageSpec { layout, frames, check, .. } = spec;
     let Some(DataHeader(number)) = DataHeader::from_header(message.header()) else {
-        return Err(format!("a message of {} header bytes without a stamp arrived", message.header().len()));
+        return Err(format!("a message of {} header bytes without its header arrived", message.header().len()));
     };
     if number != expected {
-        return Err(format!("message {number} arrived where {expected} was due"));
+        return Err(format!("message {number} arrived where {expected} was expected"));
     }
     if message.frames().len() != frames || message.payload_len() != layout.size_bytes as u64 {
         return Err(format!(
@@ -91,7 +91,7 @@ pub(crate) fn inspect(message: &Message, spec: MessageSpec, expected: u64) -> Re
         let bytes =
             frame.as_slice().ok_or_else(|| format!("message {number} arrived in unreadable memory"))?;
         if bytes.len() != range.len() {
-            return Err(format!("message {number} arrived cut elsewhere"));
+            return Err(format!("message {number} arrived with other frame lengths"));
         }
         payload::check(layout, number, range.start, bytes, check)?;
     }
@@ -135,14 +135,14 @@ mod tests {
         let spec = MessageSpec { layout, frames: 2, check: Check::Whole, places: Places::default() };
         let verdict = |message: &Message, expected| inspect(message, spec, expected);
         verdict(&message(layout, 7, 2), 7).unwrap();
-        assert!(verdict(&message(layout, 7, 2), 8).unwrap_err().contains("where 8 was due"));
+        assert!(verdict(&message(layout, 7, 2), 8).unwrap_err().contains("where 8 was expected"));
         assert!(verdict(&message(layout, 7, 3), 7).unwrap_err().contains("3 frames"));
         let (_, frames) = message(layout, 8, 2).into_parts();
         let swapped = Message::from_parts(DataHeader(7).to_header(), frames);
         assert!(verdict(&swapped, 7).unwrap_err().contains("damaged"));
-        assert!(verdict(&Message::new("hello"), 0).unwrap_err().contains("without a stamp"));
+        assert!(verdict(&Message::new("hello"), 0).unwrap_err().contains("without its header"));
         let uneven =
             Message::from_parts(DataHeader(0).to_header(), vec![vec![0; 99].into(), vec![0; 1].into()]);
-        assert!(verdict(&uneven, 0).unwrap_err().contains("cut elsewhere"));
+        assert!(verdict(&uneven, 0).unwrap_err().contains("other frame lengths"));
     }
 }

@@ -1,7 +1,8 @@
-//! The bytes that are moved, and how the far side knows that they are the right ones.
+//! The payload, and its check at the receiver.
 //!
-//! One allocation holds a pattern whose every 8-byte word follows from its position. A message is a slice of it; each
-//! round of the window starts a little later, so the same warm memory never carries the same bytes twice in a row.
+//! One allocation holds a pattern; every 8-byte word follows from its position. A message is a slice of it.
+//! Each round of the window starts a little later, so the same warm memory never carries the same bytes twice
+//! in a row.
 
 use towline::{Buffer, Error};
 
@@ -9,7 +10,7 @@ use super::place::{Place, Places};
 
 const WORD: usize = 8;
 
-/// The word at position `index` of the pattern.
+/// Returns the word at position `index` of the pattern.
 fn word(index: u64) -> u64 {
     let mut x = index.wrapping_add(1).wrapping_mul(0x9E37_79B9_7F4A_7C15);
     x ^= x >> 30;
@@ -18,8 +19,8 @@ fn word(index: u64) -> u64 {
     x
 }
 
-/// Where each message of one case lies: in the pattern `buffers` slots that are used in turn, and `window` where it goes to
-/// memory that is named.
+/// The position of each message of a case: `buffers` slots of the pattern, used in turn, and `window` slots
+/// at a destination.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub(crate) struct Layout {
     pub(crate) size_bytes: usize,
@@ -28,12 +29,12 @@ pub(crate) struct Layout {
 }
 
 impl Layout {
-    /// Each message in flight has memory of its own.
+    /// Creates a layout in which each message in flight has its own memory.
     pub(crate) fn new(size_bytes: usize, window: usize) -> Self {
         Self { size_bytes, window, buffers: window }
     }
 
-    /// Rounds before the same bytes come again, and how many bytes further each round starts.
+    /// Returns the rounds until the bytes repeat, and the bytes by which each round moves.
     fn rounds(self) -> (usize, usize) {
         if self.size_bytes < 4096 { (8, WORD) } else { (64, 64) }
     }
@@ -43,12 +44,12 @@ impl Layout {
         self.size_bytes.next_multiple_of(64) + rounds * step
     }
 
-    /// The pattern's length that all messages fit in.
+    /// Returns the length of the pattern that holds all messages.
     pub(crate) fn total_bytes(self) -> usize {
         self.stride() * self.buffers
     }
 
-    /// Where message `number` begins.
+    /// Returns the offset of message `number`.
     pub(crate) fn offset(self, number: u64) -> usize {
         let (rounds, step) = self.rounds();
         let buffers = self.buffers as u64;
@@ -56,25 +57,25 @@ impl Layout {
         buffer as usize * self.stride() + round as usize * step
     }
 
-    /// Which of the window's places it goes to.
+    /// Returns the slot of message `number` at the destination.
     pub(crate) fn slot(self, number: u64) -> usize {
         (number % self.window as u64) as usize
     }
 }
 
-/// The messages of one case: what they hold, where that lies, and what becomes of it.
+/// The messages of one case: their layout, frames, check and places.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub(crate) struct MessageSpec {
     pub(crate) layout: Layout,
-    /// Frames of each.
+    /// Frames of each message.
     pub(crate) frames: usize,
-    /// How closely their receiver looks.
+    /// Which bytes the receiver checks.
     pub(crate) check: Check,
     pub(crate) places: Places,
 }
 
-/// Warm memory that holds the pattern; grows to the largest layout asked for, and is shared by everything that sends. It is
-/// never written again, since a peer may have been lent it.
+/// Warm memory with the pattern. It grows to the largest layout, and all senders share it. It is never
+/// written again, since a peer may still have it.
 #[derive(Debug, Default)]
 pub(crate) struct Payload {
     place: Place,
@@ -82,14 +83,14 @@ pub(crate) struct Payload {
 }
 
 impl Payload {
-    /// Memory for `layout` in `place`, warm when this returns.
+    /// Returns memory for `layout` in `place`, warm.
     ///
     /// # Errors
-    /// There is not that much in that place.
+    /// The place does not have enough memory.
     pub(crate) fn prepare(&mut self, layout: Layout, place: Place) -> Result<Buffer, Error> {
         let length = layout.total_bytes().next_multiple_of(WORD);
         if self.place != place || self.memory.len() < length {
-            // What was there goes first: a machine may not have room for both.
+            // Free the old memory first: the machine may not have room for both.
             *self = Self { place, memory: Buffer::new() };
             self.memory = place.filled(pattern(length))?.freeze();
         }
@@ -97,7 +98,7 @@ impl Payload {
     }
 }
 
-/// The first `length` bytes of the pattern; `length` is a multiple of 8.
+/// Returns the first `length` bytes of the pattern; `length` is a multiple of 8.
 fn pattern(length: usize) -> Vec<u8> {
     let mut memory = vec![0; length];
     for (index, chunk) in memory.chunks_exact_mut(WORD).enumerate() {
@@ -107,25 +108,25 @@ fn pattern(length: usize) -> Vec<u8> {
 }
 
 impl MessageSpec {
-    /// The same for who has read every byte before.
+    /// Returns the same spec for a receiver that has already read every byte.
     pub(crate) fn read_already(self) -> Self {
         let check = if self.check == Check::Read { Check::Edges } else { self.check };
         Self { check, ..self }
     }
 }
 
-/// How closely arriving bytes are looked at.
+/// Which arriving bytes are checked.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
 pub(crate) enum Check {
     /// The first and last 8 bytes of each frame.
     Edges,
-    /// The same, and every byte is read, as by somebody who uses it.
+    /// The same, and every byte is loaded, as by an application.
     Read,
     /// Every byte.
     Whole,
 }
 
-/// Compares `bytes`, which begin `skip` bytes into message `number`, with what was sent.
+/// Compares `bytes`, which start at `skip` in message `number`, with what was sent.
 pub(crate) fn check(
     layout: Layout,
     number: u64,
@@ -148,7 +149,7 @@ pub(crate) fn check(
     }
 }
 
-/// Loads every byte, and does as little with it as can be done: a sum that nobody looks at, as fast as memory is.
+/// Loads every byte into an unused sum, as fast as the memory allows.
 pub(crate) fn read(bytes: &[u8]) {
     let words = bytes.chunks_exact(WORD);
     let tail = words.remainder().iter().map(|byte| u64::from(*byte)).sum::<u64>();
@@ -156,7 +157,7 @@ pub(crate) fn read(bytes: &[u8]) {
     std::hint::black_box(words.fold(tail, sum));
 }
 
-/// `bytes` must be the pattern from `begin` on.
+/// Compares `bytes` with the pattern from `begin` on.
 fn compare(begin: usize, bytes: &[u8], number: u64) -> Result<(), String> {
     let lead = (begin.next_multiple_of(WORD) - begin).min(bytes.len());
     let (head, body) = bytes.split_at(lead);
@@ -169,7 +170,7 @@ fn compare(begin: usize, bytes: &[u8], number: u64) -> Result<(), String> {
     if right { Ok(()) } else { Err(describe(begin, bytes, number)) }
 }
 
-/// The slow comparison, for less than a word at either end.
+/// Compares byte by byte, for less than a word at either end.
 fn ragged(begin: usize, bytes: &[u8]) -> bool {
     bytes.iter().enumerate().all(|(index, byte)| *byte == byte_at(begin + index))
 }

@@ -1,4 +1,4 @@
-//! Where bytes live at either end, and memory there.
+//! The place of the bytes at either end, and memory there.
 
 use std::fmt;
 use std::str::FromStr;
@@ -9,7 +9,7 @@ use towline::{Arena, BufferMut, Error, Pool};
 
 use crate::failure::Failure;
 
-/// Where bytes live at one end.
+/// The place of the bytes at one end.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "snake_case")]
 pub(crate) enum Place {
@@ -28,7 +28,7 @@ impl Place {
         }
     }
 
-    /// The same to the library.
+    /// Returns the same place in the library's type.
     pub(crate) fn of_library(self) -> towline::Place {
         match self {
             Self::Host => towline::Place::Host,
@@ -36,13 +36,13 @@ impl Place {
         }
     }
 
-    /// Refuses what this machine cannot do, with the reason.
+    /// Refuses a place that this machine does not have, with the reason.
     pub(crate) fn check(self) -> Result<(), Failure> {
         let wrong = |error| Failure::usage(format!("no bytes in `{}` here: {error}", self.name()));
         self.room(1).map(drop).map_err(wrong)
     }
 
-    /// Room for `len` bytes, none filled, that carried nothing before.
+    /// Returns an empty buffer with room for `len` bytes, in memory that was not used before.
     pub(crate) fn room(self, len: usize) -> Result<BufferMut, Error> {
         match self {
             Self::Host => Ok(BufferMut::with_capacity(len)),
@@ -50,7 +50,7 @@ impl Place {
         }
     }
 
-    /// `len` zeros.
+    /// Returns `len` zeros.
     pub(crate) fn zeroed(self, len: usize) -> Result<BufferMut, Error> {
         match self {
             Self::Host => Ok(BufferMut::zeroed(len)),
@@ -58,7 +58,7 @@ impl Place {
         }
     }
 
-    /// `bytes`, in memory that carried nothing before.
+    /// Returns `bytes`, in memory that was not used before.
     pub(crate) fn filled(self, bytes: Vec<u8>) -> Result<BufferMut, Error> {
         if self == Self::Host {
             return Ok(BufferMut::from(bytes));
@@ -68,9 +68,9 @@ impl Place {
         Ok(memory)
     }
 
-    /// A pool with room for `count` buffers of `len` bytes each at once. It takes no memory before it is asked for some.
+    /// Returns a pool with room for `count` buffers of `len` bytes each at once. It allocates on demand.
     pub(crate) fn pool(self, count: usize, len: usize) -> Result<Pool, Error> {
-        // A pool lends blocks of up to twice what it is asked for.
+        // A pool hands out blocks of up to twice the requested length.
         let bytes = room_bytes(count, len.saturating_mul(2));
         match self {
             Self::Host => Ok(Pool::new(bytes)),
@@ -79,15 +79,15 @@ impl Place {
     }
 }
 
-/// What an arena's memory is best rounded up to.
+/// The unit to which an arena's memory is rounded up.
 const HUGE_PAGE: usize = 2 << 20;
 
-/// The most that buffers take, each rounded up to pages.
+/// Returns the most that the buffers take, each rounded up to pages.
 fn room_bytes(count: usize, len: usize) -> usize {
     len.saturating_add(len / 8).saturating_add(16 << 10).saturating_mul(count)
 }
 
-/// An arena of at least `bytes`.
+/// Returns an arena of at least `bytes`.
 fn arena(bytes: usize) -> Result<Arena, Error> {
     Arena::new(bytes.checked_next_multiple_of(HUGE_PAGE).unwrap_or(bytes))
 }
@@ -103,13 +103,13 @@ impl FromStr for Place {
                 Err(format!("this version does not place bytes in `{text}` yet: only `host` and `arena`"))
             }
             _ => Err(format!(
-                "`{text}` is no place: choose from host, arena, pinned, cuda:N (this version: host, arena)"
+                "`{text}` is not a place: choose from host, arena, pinned, cuda:N (this version: host, arena)"
             )),
         }
     }
 }
 
-/// Where the bytes live at both ends.
+/// The places of the bytes at both ends.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(crate) struct Places {
     /// At the end that gives them.
@@ -119,7 +119,7 @@ pub(crate) struct Places {
 }
 
 impl fmt::Display for Places {
-    /// Nothing where it goes without saying.
+    /// Writes nothing for the default.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match (self.from, self.to) {
             (Place::Host, Place::Host) => Ok(()),
@@ -139,7 +139,7 @@ mod tests {
             assert!(text.parse::<Place>().unwrap_err().contains("yet: only `host` and `arena`"));
         }
         for text in ["moon", "guarded"] {
-            assert!(text.parse::<Place>().unwrap_err().contains("is no place"));
+            assert!(text.parse::<Place>().unwrap_err().contains("is not a place"));
         }
         for place in [Place::Host, Place::Arena] {
             assert_eq!(place.name().parse(), Ok(place));

@@ -1,10 +1,10 @@
-//! Sizes as people write them: binary units, lists and ranges.
+//! Sizes on the command line: binary units, lists and ranges.
 
 use std::fmt;
 use std::str::FromStr;
 use std::time::Duration;
 
-/// The largest size that can be asked for: 1 TiB.
+/// The largest size: 1 TiB.
 const SIZE_MAX_BYTES: u64 = 1 << 40;
 
 const UNITS: [(char, u32); 4] = [('K', 10), ('M', 20), ('G', 30), ('T', 40)];
@@ -46,7 +46,7 @@ impl FromStr for Size {
             .filter(|bytes| *bytes <= SIZE_MAX_BYTES)
             .ok_or_else(|| format!("`{text}` is too large: at most 1024G"))?;
         if bytes == 0 {
-            return Err(format!("`{text}` is no message: at least 1 byte"));
+            return Err(format!("`{text}` is too small: at least 1 byte"));
         }
         usize::try_from(bytes)
             .map(Self)
@@ -54,7 +54,7 @@ impl FromStr for Size {
     }
 }
 
-/// What to write in place of decimal units, fractions and spaces, where it is clear what `text` means.
+/// Returns the correct spelling of a size with decimal units, fractions or spaces, if `text` is clear.
 fn meant(text: &str) -> Option<String> {
     let number_len = text.find(|digit: char| !digit.is_ascii_digit() && digit != '.').unwrap_or(text.len());
     let (number, unit) =
@@ -85,7 +85,7 @@ fn meant(text: &str) -> Option<String> {
 }
 
 impl fmt::Display for Size {
-    /// The shortest exact spelling: `64K`, `1M`, `1500`.
+    /// Writes the shortest exact spelling: `64K`, `1M`, `1500`.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         for (letter, shift) in UNITS.iter().rev() {
             if self.0 != 0 && self.0.trailing_zeros() >= *shift {
@@ -96,12 +96,12 @@ impl fmt::Display for Size {
     }
 }
 
-/// Memory and amounts of data, in the largest binary unit of which it is at least one: `1.5 KiB`.
+/// Formats an amount of data in the largest binary unit that gives at least one: `1.5 KiB`.
 pub(crate) fn memory(bytes: f64) -> String {
     in_units(bytes, 1024.0, ["B", "KiB", "MiB", "GiB", "TiB"])
 }
 
-/// A bandwidth, in the largest decimal unit of which it is at least one: `1.5 GB/s`.
+/// Formats a bandwidth in the largest decimal unit that gives at least one: `1.5 GB/s`.
 pub(crate) fn rate(bytes_per_s: f64) -> String {
     in_units(bytes_per_s, 1000.0, ["B/s", "kB/s", "MB/s", "GB/s", "TB/s"])
 }
@@ -112,7 +112,7 @@ fn in_units(value: f64, step: f64, units: [&str; 5]) -> String {
     format!("{:.digits$} {}", value / step.powi(larger as i32), units[larger])
 }
 
-/// One item of a list of sizes: a size, or a range that stands for its powers of two.
+/// One item of a list of sizes: a size, or a range of powers of two.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Sizes(pub(crate) Vec<Size>);
 
@@ -135,13 +135,13 @@ impl FromStr for Sizes {
     }
 }
 
-/// A number of seconds above zero, as `0.5` or `3`, at most an hour.
+/// Parses a number of seconds above zero, such as `0.5` or `3`, at most an hour.
 pub(crate) fn parse_seconds(text: &str) -> Result<Duration, String> {
     let wrong = || format!("`{text}` is not a time: write seconds, such as 0.5, at most 3600");
     parse_pause(text).ok().filter(|time| !time.is_zero()).ok_or_else(wrong)
 }
 
-/// The same, or 0.
+/// Parses the same, or 0.
 pub(crate) fn parse_pause(text: &str) -> Result<Duration, String> {
     let seconds = text.parse::<f64>().ok().filter(|seconds| (0.0..=3600.0).contains(seconds));
     let wrong = || format!("`{text}` is not a time: write seconds, such as 0.5, from 0 to 3600");

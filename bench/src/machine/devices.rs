@@ -7,7 +7,7 @@ use std::path::Path;
 use rustix::process::{Resource, getrlimit};
 use serde::Serialize;
 
-/// Where the kernel lists RDMA devices.
+/// The folder in which the kernel lists RDMA devices.
 pub(crate) const RDMA_DEVICES: &str = "/sys/class/infiniband";
 
 const GPUS: &str = "/proc/driver/nvidia/gpus";
@@ -18,7 +18,7 @@ pub(crate) struct Interface {
     name: String,
     state: Option<String>,
     mtu: Option<u64>,
-    /// Megabits per second, where the driver knows.
+    /// Megabits per second, if the driver reports them.
     speed_mbit_per_s: Option<u64>,
 }
 
@@ -104,18 +104,18 @@ impl Limits {
     }
 }
 
-/// The choice in brackets of `always within_size [never]`.
+/// Returns the choice in brackets of `always within_size [never]`.
 fn chosen(choices: &str) -> String {
     let inside = choices.split_once('[').and_then(|(_, rest)| rest.split_once(']'));
     inside.map_or(choices, |(choice, _)| choice).to_owned()
 }
 
-/// A file's one line; what cannot be read is not known.
+/// Returns the one line of a file; `None` if it cannot be read.
 fn text(path: &Path) -> Option<String> {
     fs::read_to_string(path).ok().map(|text| text.trim().to_owned()).filter(|text| !text.is_empty())
 }
 
-/// The names in a folder, sorted; a missing folder is an empty one.
+/// Returns the names in a folder, sorted; none if the folder is missing.
 fn entries(folder: &Path) -> Vec<String> {
     let Ok(entries) = fs::read_dir(folder) else { return Vec::new() };
     let mut names: Vec<String> =

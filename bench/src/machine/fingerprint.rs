@@ -1,4 +1,4 @@
-//! What a figure was measured on: the machine, and the versions of what ran.
+//! The fingerprint of a run: the machine and the versions of its software.
 
 use std::collections::BTreeMap;
 use std::{fmt, fs};
@@ -14,9 +14,10 @@ pub(crate) struct Fingerprint {
     pub(crate) host: String,
     /// The processor's name.
     pub(crate) cpu: String,
-    /// `GenuineIntel`: who made it, where the kernel says so.
+    /// The vendor, if the kernel reports it: `GenuineIntel`.
     pub(crate) cpu_vendor: Option<String>,
-    /// `family 6, model 143, stepping 8`: what tells it from others of its name, as a virtual machine may give it.
+    /// The model, which differs between processors of one name, as in virtual machines:
+    /// `family 6, model 143, stepping 8`.
     pub(crate) cpu_model: Option<String>,
     pub(crate) kernel: String,
     pub(crate) cores: usize,
@@ -57,12 +58,12 @@ impl Fingerprint {
         self.load.after = Some(HostLoad::read());
     }
 
-    /// What makes figures of this host doubtful.
+    /// Returns why figures of this host are doubtful.
     pub(crate) fn warnings(&self) -> Vec<String> {
         self.load.warnings(self.cores)
     }
 
-    /// `AMD EPYC (AuthenticAMD, family 25, model 17, stepping 1)`
+    /// Returns the processor with its model: `AMD EPYC (AuthenticAMD, family 25, model 17, stepping 1)`.
     pub(crate) fn processor(&self) -> String {
         let about = self.cpu_vendor.iter().chain(&self.cpu_model).map(String::as_str);
         match about.collect::<Vec<_>>().join(", ") {
@@ -84,12 +85,12 @@ impl fmt::Display for Fingerprint {
     }
 }
 
-/// What this host calls itself.
+/// Returns the host name.
 pub(crate) fn host_name() -> String {
     rustix::system::uname().nodename().to_string_lossy().into_owned()
 }
 
-/// A processor, as `/proc/cpuinfo` tells of it: x86 has a name and numbers, Arm has numbers.
+/// A processor of `/proc/cpuinfo`: x86 has a name and numbers, Arm has numbers.
 #[derive(Debug, PartialEq)]
 struct Cpu {
     name: Option<String>,
@@ -98,7 +99,7 @@ struct Cpu {
 }
 
 impl Cpu {
-    /// The first processor of `text`.
+    /// Parses the first processor of `text`.
     fn of(text: &str) -> Self {
         let of = |key: &str| {
             let pairs = text.lines().filter_map(|line| line.split_once(':'));
@@ -134,7 +135,7 @@ fn numa_nodes() -> usize {
     nodes.unwrap_or(1).max(1)
 }
 
-/// What the machine has, whoever may use it, in bytes.
+/// Returns the memory of the machine in bytes.
 fn memory_bytes() -> Option<u64> {
     let text = fs::read_to_string("/proc/meminfo").ok()?;
     let line = text.lines().find_map(|line| line.strip_prefix("MemTotal:"))?;

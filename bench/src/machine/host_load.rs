@@ -1,4 +1,4 @@
-//! How busy the host is: figures of a busy host are worse, and differ from run to run.
+//! The load of the host: on a busy host figures are worse, and vary between runs.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -7,19 +7,19 @@ use std::time::Instant;
 
 use serde::Serialize;
 
-/// The part of the cores that others keep busy from which a host counts as busy.
+/// The share of the cores in use by other processes from which a host counts as busy.
 const BUSY_LOAD: f64 = 0.5;
 
 /// The percentage of the last 10 s in which a task waited for a core, and of the run that went to other guests.
 const BUSY_PRESSURE_PERCENT: f64 = 10.0;
 const BUSY_STEAL_PERCENT: f64 = 1.0;
 
-/// One reading. What the kernel does not tell is null or missing.
+/// One reading; a key is null or missing if the kernel does not report it.
 #[derive(Clone, Debug, Serialize)]
 pub(crate) struct HostLoad {
-    /// Tasks that run or want to, as means over 1, 5 and 15 minutes.
+    /// Runnable tasks, as means over 1, 5 and 15 minutes.
     pub(crate) load_average: Option<[f64; 3]>,
-    /// CPU time that the hypervisor gave to others since boot, of all cores together, in seconds.
+    /// CPU seconds that the hypervisor gave to other guests since boot, of all cores together.
     pub(crate) steal_s: Option<f64>,
     /// PSI: percent of the last 10 s in which some task waited for `cpu`, `memory` or `io`.
     pub(crate) pressure_percent: BTreeMap<&'static str, f64>,
@@ -31,7 +31,7 @@ pub(crate) struct HostLoad {
 #[derive(Clone, Debug, Serialize)]
 pub(crate) struct Loads {
     pub(crate) before: HostLoad,
-    /// Null until the run has ended. What it ran itself is in this one.
+    /// Null until the run has ended. It includes the load of the run itself.
     pub(crate) after: Option<HostLoad>,
 }
 
@@ -104,12 +104,12 @@ fn load_average(text: &str) -> Option<[f64; 3]> {
     Some([next()?, next()?, next()?])
 }
 
-/// Of all cores together, in the kernel's clock ticks: the eighth figure.
+/// Returns the steal time of all cores in clock ticks: the eighth figure.
 fn steal_ticks(text: &str) -> Option<f64> {
     text.lines().next()?.strip_prefix("cpu ")?.split_whitespace().nth(7)?.parse().ok()
 }
 
-/// The share of the last 10 s in which some task waited.
+/// Returns the share of the last 10 s in which some task waited.
 fn pressure_percent(text: &str) -> Option<f64> {
     let some = text.lines().find_map(|line| line.strip_prefix("some "))?;
     some.split_whitespace().find_map(|word| word.strip_prefix("avg10="))?.parse().ok()

@@ -1,4 +1,4 @@
-//! `towline --version`: the version, the commit that it was built from, and the libraries that its transports found.
+//! `towline --version`: the version, the commit, and the libraries that the transports found.
 
 use towline::{BackendReport, BackendState, Endpoint};
 
@@ -7,7 +7,8 @@ use crate::terminal::print::print;
 
 /// The package's version.
 pub(crate) const VERSION: &str = env!("CARGO_PKG_VERSION");
-/// The commit that this binary was built from: the variable `TOWLINE_COMMIT` at build time, or found by git in a release build.
+/// The commit of this binary: the variable `TOWLINE_COMMIT` at build time, or found by git in a release
+/// build.
 pub(crate) const COMMIT: Option<&str> = option_env!("TOWLINE_COMMIT");
 
 /// Prints the version, the commit and the libraries.

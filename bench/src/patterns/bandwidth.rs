@@ -15,7 +15,7 @@ use crate::results::sample::Sample;
 #[derive(Debug)]
 pub(super) struct Bandwidth<'a> {
     bench: PatternContext<'a>,
-    /// The next message's number.
+    /// The number of the next message.
     next: Arc<AtomicU64>,
 }
 
@@ -25,7 +25,7 @@ impl<'a> Bandwidth<'a> {
         Ok(Self { bench, next: Arc::default() })
     }
 
-    /// The same by a schedule. Tasks begin in the order in which they are spawned, so numbers leave in order.
+    /// Sends by a schedule. Tasks start in the order in which they are spawned, so messages leave in order.
     async fn offer(&self, rate: u32, until: Instant, sample: &mut Sample) -> Result<(), Failure> {
         let PatternContext { case, peer, load, .. } = self.bench;
         let send = async || {
@@ -54,7 +54,7 @@ impl ConnectionPattern for Bandwidth<'_> {
         Ok(Some(sent.elapsed()))
     }
 
-    /// One task for each message in flight.
+    /// Runs one task for each message in flight.
     async fn run(&mut self, until: Instant, sample: &mut Sample) -> Result<(), Failure> {
         match self.bench.case.rate {
             Some(rate) => self.offer(rate, until, sample).await,

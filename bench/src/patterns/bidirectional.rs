@@ -1,4 +1,4 @@
-//! A window of messages in flight each way at once, each confirmed by its receiver.
+//! A window of messages in flight in each direction at once, each confirmed by its receiver.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -13,7 +13,7 @@ use crate::results::sample::Sample;
 #[derive(Debug)]
 pub(super) struct Bidirectional<'a> {
     bench: PatternContext<'a>,
-    /// The number of the next message out.
+    /// The number of the next message to send.
     out: Arc<AtomicU64>,
     back: Receiving,
 }

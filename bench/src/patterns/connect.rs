@@ -1,4 +1,4 @@
-//! New connections, each with one confirmed message: from the call to the confirmation.
+//! New connections, each with one confirmed message: timed from the call to the confirmation.
 
 use std::time::{Duration, Instant};
 
@@ -19,7 +19,7 @@ impl<'a> Connect<'a> {
 }
 
 impl ConnectionPattern for Connect<'_> {
-    /// Every connection here is a fresh one.
+    /// Returns no time: every connection of this pattern is new.
     async fn cold(&mut self) -> Result<Option<Duration>, Failure> {
         Ok(None)
     }

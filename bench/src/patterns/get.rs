@@ -15,7 +15,7 @@ use crate::results::sample::Sample;
 pub(super) struct Get<'a> {
     bench: PatternContext<'a>,
     remote: RemoteRegion,
-    /// Where each lane reads to, and the number that it reads next.
+    /// The buffer of each task, and the number of the message that it reads next.
     window_tasks: Vec<(BufferMut, u64)>,
 }
 

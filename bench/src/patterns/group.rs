@@ -1,4 +1,5 @@
-//! Patterns of more than two workers: every one sends to its peers while this process waits, and all count at the same time.
+//! Patterns of more than two workers: all send to their peers and count at the same time, while this process
+//! waits.
 
 use towline::Address;
 
@@ -19,7 +20,8 @@ pub(super) struct WorkerGroup {
 }
 
 impl WorkerGroup {
-    /// Workers that send to the one at `address`, or to each other: then that one is one of all, if it is there.
+    /// Starts workers that send to the peer at `address` (incast), or to each other and to that peer, if any
+    /// (alltoall).
     pub(super) async fn gather(
         case: &Case,
         trust: &Trust,
@@ -43,7 +45,7 @@ impl WorkerGroup {
         Ok(Self { workers, path: paths.join("+") })
     }
 
-    /// All send, and count while all are sending.
+    /// Lets all workers send, and counts while all of them are sending.
     pub(super) async fn measure(&mut self, case: &Case, pace: Pace) -> Result<Sample, Failure> {
         self.workers.all(WorkerCommand::Run, |answer| (answer == WorkerReply::Running).then_some(())).await?;
         self.workers.rest(pace.warmup).await?;
@@ -61,7 +63,7 @@ impl WorkerGroup {
         Ok(sample(case, &counted, &spent))
     }
 
-    /// A bare socket each, all at once: blocking, and spinning too where every half of them has a core.
+    /// Measures one bare socket for each worker, all at once. They also spin if each end has a core.
     pub(super) async fn sockets(&mut self, course: impl Fn(bool) -> SocketTest) -> Result<Ceiling, Failure> {
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
         let blocking = self.pour(course(false)).await?;
@@ -84,7 +86,7 @@ impl WorkerGroup {
     }
 }
 
-/// Where each worker listens.
+/// Returns the address at which each worker listens.
 async fn listen(workers: &mut Workers, case: &Case) -> Result<Vec<String>, Failure> {
     let address = case.transport.local_address();
     workers
@@ -95,15 +97,16 @@ async fn listen(workers: &mut Workers, case: &Case) -> Result<Vec<String>, Failu
         .await
 }
 
-/// For each of `addresses` all the others, beginning with the next one, so that not all call on the same one first.
+/// Returns for each address all the others, starting with the next one, so that not all connect to the same
+/// one first.
 fn others(addresses: &[String]) -> Vec<Vec<String>> {
     let count = addresses.len();
     let of = |own: usize| (1..count).map(|step| addresses[(own + step) % count].clone()).collect();
     (0..count).map(of).collect()
 }
 
-/// What they did together. Each one's rate is of its own time, and all were sending in all of these times. What came to each
-/// from one that all met is the rate of that one.
+/// Adds up what the workers measured. Each worker's rate is over its own interval; all were sending in all of
+/// these intervals. The messages from the mutual peer add up to that peer's rate.
 fn sample(case: &Case, counted: &[(MessageCount, Option<MessageCount>)], spent: &[WorkerCost]) -> Sample {
     let mut sample = Sample::new();
     let mut rates: Vec<f64> = counted.iter().map(|(out, _)| out.messages_per_s()).collect();
@@ -120,12 +123,12 @@ fn sample(case: &Case, counted: &[(MessageCount, Option<MessageCount>)], spent: 
     sample.elapsed = std::time::Duration::from_secs_f64(sample.messages as f64 / together);
     let slowest = rates.iter().copied().fold(f64::INFINITY, f64::min);
     sample.fairness = Some(slowest / (together / rates.len() as f64));
-    // What was spent was spent on all messages; the counted ones have their share.
+    // The costs are of all messages; the counted messages have their share of them.
     let moved: u64 = spent.iter().map(|spent| spent.messages).sum();
     let share = sample.messages as f64 / moved as f64;
     let copied: u64 = spent.iter().map(|spent| spent.bytes_copied).sum();
     sample.bytes_copied = Some((copied as f64 * share).round() as u64);
-    // Where everybody gives and takes, a worker's time is for both.
+    // In alltoall a worker both sends and receives, so its CPU time is of both.
     if case.pattern == Pattern::Incast {
         let near: f64 = spent.iter().map(|spent| spent.cpu_s).sum();
         let begin = spent.iter().map(|spent| spent.far_cpu_s.0).fold(f64::INFINITY, f64::min);

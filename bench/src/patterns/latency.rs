@@ -1,4 +1,5 @@
-//! One message there and back, in turn: half a round trip; by a schedule whole ones, as many as are due.
+//! One round trip after another; a latency is half of one. With a schedule, whole round trips, as many as are
+//! due.
 
 use std::time::{Duration, Instant};
 
@@ -22,16 +23,16 @@ pub(super) struct Latency<'a> {
 impl<'a> Latency<'a> {
     pub(super) async fn new(bench: PatternContext<'a>) -> Result<Self, Failure> {
         let spec = bench.case.spec();
-        // Nothing is copied for an echo of what came, but it comes from where that landed: a place that was asked for is
-        // that of a message of the far end's own.
+        // An echo copies nothing, but is sent from where the message was received. A requested place
+        // therefore needs a message of the far end's own memory.
         let echo = Request::Echo { read: spec.check == Check::Read };
         let request = if spec.places == Places::default() { echo } else { Request::Reply(spec) };
         bench.peer.require(&request).await?;
         Ok(Self { bench, intake: bench.peer.intake(spec)?, number: 0 })
     }
 
-    /// The time that `message` takes there and back; what comes back is checked outside of that time, unless reading is part
-    /// of it.
+    /// Returns the time of the round trip of `message`. The reply is checked after that time ends, unless
+    /// reading is part of it.
     async fn round_trip(&mut self, message: Message) -> Result<Duration, Failure> {
         let sent = Instant::now();
         self.bench.peer.connection.send(message).await?;
@@ -41,7 +42,7 @@ impl<'a> Latency<'a> {
         Ok(time)
     }
 
-    /// The time since `begin`, and whether what came back is right.
+    /// Checks the reply and returns the time since `begin`.
     fn inspect(&self, back: &Message, number: u64, begin: Instant) -> Result<Duration, Failure> {
         let case = self.bench.case;
         let came = begin.elapsed();
@@ -49,7 +50,8 @@ impl<'a> Latency<'a> {
         Ok(if case.check == Check::Read { begin.elapsed() } else { came })
     }
 
-    /// By a schedule: half of what a message took from when it was due is no way of anything, so the whole counts.
+    /// Sends by a schedule. A time that starts when the message was due has no meaningful half, so it is that
+    /// of the whole round trip.
     async fn offer(&mut self, rate: u32, until: Instant, sample: &mut Sample) -> Result<(), Failure> {
         let PatternContext { case, peer, load, .. } = self.bench;
         let (mut out, mut back) = (self.number, self.number);
@@ -87,7 +89,7 @@ impl ConnectionPattern for Latency<'_> {
             let message = self.bench.load.message(self.number);
             let time = self.round_trip(message).await?;
             sample.record(time / 2);
-            // There and back are two messages.
+            // A round trip is two messages.
             sample.count(2, 2 * self.bench.case.size.0 as u64);
             if Instant::now() >= until {
                 return Ok(());

@@ -1,4 +1,5 @@
-//! What is done with the messages: one file a pattern, each an [`ConnectionPattern`].
+//! The patterns: what is done with the messages. A pattern on one connection is a file with a
+//! [`ConnectionPattern`]; [`workers`] and [`tasks`] have the others. [`runner`] runs one repeat of a case.
 
 mod bandwidth;
 mod bidirectional;
@@ -27,37 +28,37 @@ use crate::peer::{Peer, Usage};
 use crate::process::cpu_clock::CpuClock;
 use crate::results::sample::Sample;
 
-/// What a pattern works with.
+/// The inputs of a pattern.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct PatternContext<'a> {
     pub(crate) case: &'a Case,
     pub(crate) endpoint: &'a Endpoint,
     pub(crate) address: &'a Address,
-    /// A fresh connection.
+    /// A new connection.
     pub(crate) peer: &'a Peer,
     pub(crate) load: &'a MessageSource,
-    /// Whose CPU time the near end is.
+    /// The clock of the near end's CPU time.
     pub(crate) clock: CpuClock,
 }
 
-/// A pattern at work on one connection.
+/// A pattern on one connection.
 trait ConnectionPattern {
-    /// The near end gives the bytes; otherwise it takes them.
+    /// True if the near end gives the bytes, false if it takes them.
     const GIVES: bool = true;
 
-    /// The first message, with unwarmed buffers; `None` where there is no such thing.
+    /// Returns the time of the first message, with cold buffers; `None` if the pattern has no such time.
     async fn cold(&mut self) -> Result<Option<Duration>, Failure>;
 
-    /// Moves messages until `until`, and ends with the last one's confirmation.
+    /// Moves messages until `until`. Returns when the last one is confirmed.
     async fn run(&mut self, until: Instant, sample: &mut Sample) -> Result<(), Failure>;
 
-    /// Afterwards: what is left to check.
+    /// Checks what is left to check after the run.
     async fn finish(&mut self) -> Result<(), Failure> {
         Ok(())
     }
 }
 
-/// One repeat of the case's pattern.
+/// Runs one repeat of the case's pattern.
 pub(crate) async fn measure(bench: PatternContext<'_>, pace: Pace) -> Result<Sample, Failure> {
     match bench.case.pattern {
         Pattern::Latency => exercise(bench, pace, latency::Latency::new(bench).await?).await,
@@ -70,12 +71,12 @@ pub(crate) async fn measure(bench: PatternContext<'_>, pace: Pace) -> Result<Sam
         Pattern::Put => exercise(bench, pace, put::Put::new(bench).await?).await,
         Pattern::Connect => exercise(bench, pace, connect::Connect::new(bench)).await,
         Pattern::Incast | Pattern::Alltoall | Pattern::Tasks | Pattern::Shuffle => {
-            Err(Failure::run("it has more than the one connection"))
+            Err(Failure::run("this pattern has more than one connection"))
         }
     }
 }
 
-/// Cold, warm up, measure, check.
+/// Sends the cold message, warms up, measures and checks.
 async fn exercise<E: ConnectionPattern>(
     bench: PatternContext<'_>,
     pace: Pace,
@@ -91,7 +92,7 @@ async fn exercise<E: ConnectionPattern>(
     let begin = Instant::now();
     exercise.run(begin + pace.duration, &mut sample).await?;
     if bench.case.check == Check::Read {
-        // What was confirmed need not be read yet; the answer comes behind the last message.
+        // A confirmed message may not be read yet; the answer follows the last message.
         bench.peer.usage().await?;
     }
     sample.elapsed = begin.elapsed();
@@ -104,7 +105,7 @@ async fn exercise<E: ConnectionPattern>(
     Ok(sample)
 }
 
-/// CPU seconds and bytes copied between two looks.
+/// Returns the CPU seconds and the copied bytes between two readings.
 fn spent(before: &Usage, after: &Usage) -> (f64, u64) {
     (after.cpu_s - before.cpu_s, after.bytes_copied.saturating_sub(before.bytes_copied))
 }

@@ -1,4 +1,4 @@
-//! An open loop: every message has its time, whatever the answers do, and what it took counts from that time on.
+//! An open loop: every message has a due time, independent of the answers, and its time counts from then.
 
 use std::io;
 use std::time::{Duration, Instant};
@@ -13,14 +13,14 @@ use tokio::sync::{Semaphore, mpsc};
 use crate::case::{Case, Wait};
 use crate::failure::Failure;
 
-/// Adaptive waiting spins at last, since a sleep may end so much too late.
+/// Adaptive waiting spins for this long at the end, since a sleep may end that much too late.
 const SPIN: Duration = Duration::from_micros(100);
 
-/// Sends messages of `case`, `rate` a second until `until`, and ends when all are confirmed. `send` sends the next one;
-/// `confirm` waits for its answer, and is told when it was due.
+/// Sends messages of `case`, `rate` a second until `until`, and returns when all are confirmed. `send` sends
+/// the next message; `confirm` waits for its answer, and is given its due time.
 ///
-/// Where a window is in flight already, a message leaves late, and its time counts all the same. After as long again,
-/// those that have not left never will.
+/// A message that finds the window full leaves late, and its time still counts from its due time. After as
+/// long again, no more messages are sent.
 pub(super) async fn offer<T>(
     case: &Case,
     rate: u32,
@@ -34,7 +34,7 @@ pub(super) async fn offer<T>(
     let places = Semaphore::new(case.window);
     let (give, mut take) = mpsc::unbounded_channel();
     let sending = async {
-        // The end of this ends the other half.
+        // Dropping this ends the other half.
         let give = give;
         for due in schedule(begin, until, rate) {
             let Ok(place) = places.acquire().await else { break };
@@ -43,7 +43,7 @@ pub(super) async fn offer<T>(
                 break;
             }
         }
-        // The last message has its time too: a rate is over whole times.
+        // The last message has its whole interval too: a rate is over whole intervals.
         clock.wait(until).await.map_err(failed)
     };
     let confirming = async {
@@ -55,7 +55,8 @@ pub(super) async fn offer<T>(
     tokio::try_join!(sending, confirming).map(drop)
 }
 
-/// When each message is due, the first one in any case. Each time follows from the beginning, so no delay adds up.
+/// Returns the due time of each message, and of one at least. Each follows from the start, so no delay adds
+/// up.
 fn schedule(begin: Instant, until: Instant, rate: u32) -> impl Iterator<Item = Instant> {
     let due = move |number: u64| begin + Duration::from_secs_f64(number as f64 / f64::from(rate));
     (0..).map(due).take_while(move |due| *due == begin || *due < until)
@@ -65,11 +66,12 @@ fn failed(error: io::Error) -> Failure {
     Failure::run(format!("a timer: {error}"))
 }
 
-/// Waits for times as the case waits for its peer. With a timer of the kernel, since the runtime's counts milliseconds.
+/// Waits for due times as the case waits for its peer. It uses a kernel timer, since tokio's has a resolution
+/// of 1 ms.
 #[derive(Debug)]
 struct Clock {
     wait: Wait,
-    /// It is read as a pipe is, with 8 bytes in it when it is time.
+    /// The timer is read like a pipe: it yields 8 bytes when it expires.
     timer: pipe::Receiver,
 }
 
@@ -80,7 +82,7 @@ impl Clock {
         Ok(Self { wait, timer: pipe::Receiver::from_owned_fd_unchecked(timer)? })
     }
 
-    /// Until `due`: at once if that is past.
+    /// Waits until `due`; returns at once if that has passed.
     async fn wait(&mut self, due: Instant) -> io::Result<()> {
         let spin = match self.wait {
             Wait::Spin => Duration::MAX,
@@ -148,7 +150,7 @@ mod tests {
 
     #[tokio::test]
     async fn a_stall_is_in_the_times_of_all_that_were_due_meanwhile() {
-        // A window of 16, and nothing is answered before the end.
+        // With a window of 16, and no answer before the end.
         let case = case("tcp", Pattern::Rate, 8);
         let (begin, sent, mut times) = (Instant::now(), Cell::new(0), Vec::new());
         let until = begin + Duration::from_millis(300);

@@ -14,7 +14,7 @@ use crate::results::sample::Sample;
 pub(super) struct Put<'a> {
     bench: PatternContext<'a>,
     remote: RemoteRegion,
-    /// The number that each lane writes next, into its own slot.
+    /// The number that each task writes next, into its own slot.
     next: Vec<u64>,
 }
 
@@ -58,7 +58,7 @@ impl ConnectionPattern for Put<'_> {
         Ok(())
     }
 
-    /// The peer looks at the last message of each slot.
+    /// Has the peer check the last message of each slot.
     async fn finish(&mut self) -> Result<(), Failure> {
         let layout = self.bench.case.layout();
         let mut last = vec![None; layout.window];

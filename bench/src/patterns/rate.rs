@@ -1,4 +1,4 @@
-//! As many messages a second as go through: sent one after another, confirmed a window behind.
+//! As many messages a second as possible: one task sends them, and confirms them a window behind.
 
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
@@ -22,13 +22,13 @@ impl<'a> Rate<'a> {
         Ok(Self { bench, number: 0 })
     }
 
-    /// The next message, in warm memory.
+    /// Returns the next message, in warm memory.
     fn message(&mut self) -> Message {
         self.number += 1;
         self.bench.load.message(self.number - 1)
     }
 
-    /// The same by a schedule: each is confirmed as soon as its receipt says so.
+    /// Sends by a schedule. Each message is confirmed as soon as its receipt resolves.
     async fn offer(&mut self, rate: u32, until: Instant, sample: &mut Sample) -> Result<(), Failure> {
         let PatternContext { case, peer, .. } = self.bench;
         let send = async || Ok(peer.connection.send(self.message()).await?);
@@ -57,7 +57,7 @@ impl ConnectionPattern for Rate<'_> {
         }
         let connection = &self.bench.peer.connection;
         let mut unconfirmed: VecDeque<(Instant, Receipt)> = VecDeque::with_capacity(self.bench.case.window);
-        // One look at the clock a message: the end of one is the beginning of the next.
+        // The clock is read once a message: the end of one is the start of the next.
         let mut now = Instant::now();
         loop {
             let done = now >= until && sample.messages > 0;

@@ -1,4 +1,4 @@
-//! One repeat of one case: starts the serving side, measures ours, then the ceilings.
+//! Runs one repeat of one case: starts the serving side, then measures ours and the ceilings.
 
 use std::time::Duration;
 
@@ -22,18 +22,18 @@ use crate::results::sample::Repeat;
 use crate::security::trust::Trust;
 use crate::terminal::progress::Progress;
 
-/// What a repeat may take beyond its measurements before it counts as hung.
+/// How long a repeat may take beyond its measurements before it fails as hung.
 const GRACE: Duration = Duration::from_secs(60);
 
-/// And for each connection among many workers, all of which connect at once and then share the cores.
+/// The same for each connection among many workers, which all connect at once and share the cores.
 const FLOW_GRACE: Duration = Duration::from_millis(30);
 
-/// What is kept from repeat to repeat: warm memory, and where the other half is.
+/// Runs the repeats of cases. It keeps the warm memory and the address of the other end between repeats.
 #[derive(Debug)]
 pub(crate) struct CaseRunner<'a> {
     pub(crate) pace: Pace,
     pub(crate) trust: &'a Trust,
-    /// The serving side that somebody else started.
+    /// A serving side that this process did not start.
     pub(crate) elsewhere: Option<&'a Address>,
     pub(crate) progress: &'a mut Progress,
     payload: Payload,
@@ -57,10 +57,10 @@ impl<'a> CaseRunner<'a> {
         }
     }
 
-    /// One repeat, within a time that leaves room for nothing but a hang.
+    /// Runs one repeat, within a limit that only a hang exceeds.
     pub(crate) async fn repeat(&mut self, case: &Case) -> Result<Repeat, Failure> {
         let address = self.elsewhere.map(|address| address_for(case, address)).transpose()?;
-        // Who falls behind a schedule gets as long again.
+        // A case that falls behind its schedule gets the duration twice.
         let turns = if case.rate.is_some() { 2 } else { 1 };
         let flows = case.pattern.flows(case.workers) as u32;
         let limit = turns * (self.pace.warmup + self.pace.duration)
@@ -100,7 +100,7 @@ impl<'a> CaseRunner<'a> {
         Ok(Repeat { path, sample, ceilings })
     }
 
-    /// The same of many workers, with the one at `address`, if any.
+    /// Runs one repeat of a case of many workers, with the peer at `address`, if any.
     async fn group(&mut self, case: &Case, address: Option<&Address>) -> Result<Repeat, Failure> {
         let mut group = WorkerGroup::gather(case, self.trust, address).await?;
         let sample = group.measure(case, self.pace).await?;
@@ -116,7 +116,7 @@ impl<'a> CaseRunner<'a> {
         Ok(Peer::new(endpoint.connect(address).await?))
     }
 
-    /// The ceilings that mean something beside `case`.
+    /// Measures the ceilings that apply to `case`.
     async fn ceilings(
         &mut self,
         case: &Case,
@@ -132,7 +132,7 @@ impl<'a> CaseRunner<'a> {
         match path.chosen() {
             "mem" => return Ok(ceilings),
             "shm" => {
-                // Who spins needs no wake-up.
+                // A spinning end needs no wake-up.
                 if case.pattern == Pattern::Latency && case.wait != Wait::Spin {
                     ceilings.push(self.eventfd(case).await?);
                 }
@@ -147,18 +147,18 @@ impl<'a> CaseRunner<'a> {
             let Some([blocking, spinning]) = self.bare(case, outcome)? else { continue };
             ceilings.push(blocking.best(spinning));
             if case.wait == Wait::Sleep && !tls {
-                // What sleeps costs a wake-up: it stands beside what sleeps as well.
+                // A sleeping socket costs a wake-up, as ours does with `--wait sleep`: both rows are useful.
                 ceilings.push(Ceiling { kind: "blocking_socket", ..blocking });
             }
         }
         Ok(ceilings)
     }
 
-    /// What bare sockets did, or a word that there are none.
+    /// Returns what bare sockets measured. With `--connect` a failure is reported, and yields `None`.
     fn bare<T>(&mut self, case: &Case, outcome: Result<T, Failure>) -> Result<Option<T>, Failure> {
         match outcome {
             Ok(measured) => Ok(Some(measured)),
-            // A firewall may let our port through and no other.
+            // A firewall may admit only the port of `--connect`.
             Err(failure) if self.elsewhere.is_some() => {
                 self.progress.keep(&format!("{case}: without the ceiling of a bare socket: {failure}"));
                 Ok(None)
@@ -167,7 +167,7 @@ impl<'a> CaseRunner<'a> {
         }
     }
 
-    /// What both halves of a bare socket do beside `case`.
+    /// Returns what both ends of a bare socket do beside `case`.
     fn course(&self, case: &Case, spin: bool, tls: bool) -> SocketTest {
         SocketTest {
             layout: case.layout(),
@@ -197,7 +197,7 @@ impl<'a> CaseRunner<'a> {
         Ok(if case.rate.is_some() { ceiling.there_and_back() } else { ceiling })
     }
 
-    /// A bare socket that blocks, and one that spins.
+    /// Measures a bare socket that blocks, and one that spins.
     async fn sockets(
         &self,
         case: &Case,
@@ -228,7 +228,7 @@ impl<'a> CaseRunner<'a> {
     }
 }
 
-/// The address elsewhere, narrowed to the case's transport, which has the options of both.
+/// Returns the address of `--connect`, narrowed to the case's transport and with the options of both.
 fn address_for(case: &Case, elsewhere: &Address) -> Result<Address, Failure> {
     let place = elsewhere.to_string();
     let place = place.split_once("://").map_or(place.as_str(), |(_, place)| place);

@@ -1,4 +1,4 @@
-//! The asking half of the conversation with a serving side.
+//! The client of a serving side: sends requests and data.
 
 use std::net::ToSocketAddrs;
 use std::sync::Arc;
@@ -14,14 +14,14 @@ use crate::data::payload::MessageSpec;
 use crate::failure::Failure;
 use crate::process::cpu_clock::CpuClock;
 
-/// An answer takes less, unless the other end is no `towline serve`.
+/// An answer takes less, unless the other end is not `towline serve`.
 const ANSWER_WITHIN: Duration = Duration::from_secs(20);
 
 /// A connection to a serving side.
 #[derive(Clone, Debug)]
 pub(crate) struct Peer {
     pub(crate) connection: Connection,
-    /// Payload bytes copied here, beside what the connection counts.
+    /// Payload bytes copied at this end, in addition to those that the connection counts.
     copied: Arc<AtomicU64>,
 }
 
@@ -30,12 +30,12 @@ impl Peer {
         Self { connection, copied: Arc::default() }
     }
 
-    /// What takes messages of `spec` from it.
+    /// Returns the receiver of messages of `spec`.
     pub(crate) fn intake(&self, spec: MessageSpec) -> Result<MessageReceiver, Failure> {
         Ok(MessageReceiver::new(&self.connection, spec, &self.copied)?)
     }
 
-    /// Asks, and waits for the answer.
+    /// Sends a request and waits for the answer.
     pub(crate) async fn ask(&self, request: &Request) -> Result<Answer, Failure> {
         match tokio::time::timeout(ANSWER_WITHIN, self.exchange(request)).await {
             Ok(Ok(Answer::Problem { why })) => Err(Failure::run(format!("the serving side: {why}"))),
@@ -54,27 +54,27 @@ impl Peer {
         if let Some(kind) = towline_runtime::kind_of(message.header()) {
             let ask = if kind == "scheduler" { ": `towline top` connects to it" } else { "" };
             return Err(Failure::run(format!(
-                "the other end is no `towline serve`, but a {kind} of the task runtime{ask}"
+                "the other end is not `towline serve` but a {kind} of the task runtime{ask}"
             )));
         }
         if !is_conversation(message.header()) {
             return Err(Failure::run(
-                "a message came back where an answer was due: is the other end a `towline serve`?",
+                "received a message instead of an answer: is the other end a `towline serve`?",
             ));
         }
         serde_json::from_slice(message.header()).map_err(|error| {
-            Failure::run(format!("an answer that this version does not understand: {error}"))
+            Failure::run(format!("an answer that this version cannot decode: {error}"))
         })
     }
 
-    /// Asks for what has no answer of its own.
+    /// Sends a request that has no answer of its own.
     pub(crate) async fn tell(&self, request: &Request) -> Result<(), Failure> {
         let header = encode(request).map_err(Failure::run)?;
         self.connection.send(Message::new(header)).await?;
         Ok(())
     }
 
-    /// Asks for something that is done or not.
+    /// Sends a request whose answer is only success or failure.
     pub(crate) async fn require(&self, request: &Request) -> Result<(), Failure> {
         match self.ask(request).await? {
             Answer::Ready => Ok(()),
@@ -89,7 +89,7 @@ impl Peer {
         }
     }
 
-    /// What the far end has spent; a message that it found wrong is a failure.
+    /// Returns the far end's cost. Fails if the far end received a wrong message.
     pub(crate) async fn usage(&self) -> Result<Usage, Failure> {
         match self.ask(&Request::Usage).await? {
             Answer::Usage(Usage { problem: Some(why), .. }) => Err(Failure::run(why)),
@@ -98,7 +98,7 @@ impl Peer {
         }
     }
 
-    /// What this end has spent.
+    /// Returns this end's cost.
     pub(crate) fn own_usage(&self, clock: CpuClock) -> Usage {
         Usage {
             cpu_s: clock.seconds(),
@@ -114,7 +114,7 @@ impl Peer {
         }
     }
 
-    /// A bare socket to the far end, which is at `host`.
+    /// Opens a bare socket to the far end at `host`.
     pub(crate) async fn open_socket(&self, host: &str, course: SocketTest) -> Result<SocketClient, Failure> {
         let (port, key, certificate) = match self.ask(&Request::Socket { course }).await? {
             Answer::Socket { port, key, certificate } => (port, key, certificate),
@@ -129,7 +129,7 @@ impl Peer {
         blocking(open).await?.map_err(|error| Failure::run(error.to_string()))
     }
 
-    /// Says good-bye; that it takes too long is nobody's failure.
+    /// Closes the connection; a close that times out is no failure.
     pub(crate) async fn close(self) -> Result<(), Failure> {
         match self.connection.close().await {
             Err(error) if !matches!(error.kind(), ErrorKind::Closed | ErrorKind::TimedOut) => {
@@ -141,11 +141,11 @@ impl Peer {
 }
 
 fn unexpected(answer: &Answer) -> Failure {
-    Failure::run(format!("the serving side gave an answer to another question: {answer:?}"))
+    Failure::run(format!("the serving side sent an unexpected answer: {answer:?}"))
 }
 
 impl Candidate {
-    /// Every path that one end considered.
+    /// Returns every path that one end considered.
     pub(crate) fn all_of(explanation: &Explanation) -> Vec<Self> {
         let one = |Explained { candidate, predicted, .. }: &Explained| Self {
             transport: candidate.name.to_owned(),

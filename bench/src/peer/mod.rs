@@ -1,7 +1,8 @@
-//! The other half of a measurement: what is asked of it, and how it answers.
+//! The other end of a measurement: the requests that it takes, and its answers.
 //!
-//! A message whose header starts with `{` is a [`Request`] or its [`Answer`], as JSON. Every other message is data, and
-//! its header is [`DataHeader`]; what happens to it follows from the last request. A fresh connection echoes.
+//! A message whose header starts with `{` is a [`Request`] or its [`Answer`], as JSON. Every other message is
+//! data with the header [`DataHeader`](crate::data::messages::DataHeader), and the last request decides how
+//! it is handled. A new connection echoes.
 
 mod client;
 mod receiver;
@@ -23,93 +24,93 @@ use crate::ceiling::socket::SocketTest;
 use crate::data::payload::{Check, Layout, MessageSpec};
 use crate::data::place::Place;
 
-/// What the serving side is asked to do.
+/// A request to the serving side.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "request", rename_all = "snake_case")]
 pub(crate) enum Request {
-    /// Who are you, and how do you see this connection?
+    /// Asks for the serving side's view of the connection.
     Hello,
     /// Send every message back.
     Echo {
-        /// Read it before.
+        /// Read every byte before.
         read: bool,
     },
-    /// Answer every message with the same one from memory of your own, and look at it then.
+    /// Answer every message with the same one from own memory, then check it.
     Reply(MessageSpec),
-    /// Check every message and let it go.
+    /// Check every message and drop it.
     Sink(MessageSpec),
-    /// Beside a [`Request::Sink`]: send messages of its kind for a while. The only answer is [`Answer::Sent`], behind the
-    /// last of them.
+    /// In addition to a [`Request::Sink`]: send messages of the same spec. The only answer is
+    /// [`Answer::Sent`], after the last of them.
     Send {
-        /// The number of the first.
+        /// The number of the first message.
         first: u64,
-        /// How long, unless a [`Request::Enough`] comes before; nobody is sent to for more than an hour.
+        /// The duration, unless [`Request::Enough`] ends it; an hour at most.
         duration_ms: u64,
     },
-    /// Send no more. It has no answer of its own: [`Answer::Sent`] follows, as it would have later.
+    /// Stop sending. It has no answer of its own: [`Answer::Sent`] follows.
     Enough,
-    /// What has it cost you so far, and was anything wrong?
+    /// Asks for the cost so far, and for the first wrong message.
     Usage,
     /// Expose memory that holds the pattern, to be read.
     Lend {
-        /// What it must hold.
+        /// The layout of the pattern.
         layout: Layout,
-        /// Where it lies.
+        /// The place of the memory.
         place: Place,
     },
     /// Expose memory to be written, a slot of `size_bytes` for each message of the window.
     Borrow {
-        /// What will be written.
+        /// The layout of what will be written.
         layout: Layout,
-        /// Where it lies.
+        /// The place of the memory.
         place: Place,
     },
-    /// Take the exposed memory back, and check what was written.
+    /// Revoke the exposed memory, and check what was written.
     Withdraw {
         /// The last message written into each slot, if any was.
         last: Vec<Option<u64>>,
-        /// How closely to look.
+        /// Which bytes to check.
         check: Check,
     },
-    /// Be the far half of a bare socket.
+    /// Serve one bare socket.
     Socket {
-        /// What both halves do.
+        /// What both ends do.
         course: SocketTest,
     },
 }
 
-/// What the serving side says.
+/// An answer of the serving side.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "answer", rename_all = "snake_case")]
 pub(crate) enum Answer {
-    /// Who it is.
+    /// The serving side's view.
     Hello(PeerView),
     /// Done.
     Ready,
-    /// All was sent, and confirmed by the one who asked.
+    /// All messages were sent and confirmed.
     Sent {
-        /// How many messages.
+        /// The number of messages.
         messages: u64,
     },
-    /// What it has cost.
+    /// The cost.
     Usage(Usage),
     /// Memory is exposed.
     Region {
-        /// The capability to reach it.
+        /// The encoded `RemoteRegion`.
         remote: Vec<u8>,
     },
-    /// The far half of a bare socket waits.
+    /// A bare socket is listening.
     Socket {
-        /// Where.
+        /// Its port.
         port: u16,
-        /// What to present there.
+        /// The key that the client sends first.
         key: [u8; 16],
-        /// What it shows over TLS, as PEM.
+        /// The certificate for TLS, as PEM.
         certificate: Option<String>,
     },
-    /// It cannot, or something was wrong.
+    /// The request failed, or a message was wrong.
     Problem {
-        /// What.
+        /// The reason.
         why: String,
     },
 }
@@ -120,10 +121,10 @@ pub(crate) struct PeerView {
     pub(crate) version: String,
     pub(crate) host: String,
     pub(crate) process: u32,
-    /// What it says carries the bytes.
+    /// The path that it reports.
     pub(crate) chosen: String,
     pub(crate) candidates: Vec<Candidate>,
-    /// What it says of the ways that the link may take or not.
+    /// Its notes on the path.
     pub(crate) notes: Vec<String>,
 }
 
@@ -134,9 +135,9 @@ pub(crate) struct Candidate {
     pub(crate) state: String,
     pub(crate) reason: String,
     pub(crate) remedy: Option<String>,
-    /// What that end expects of it, from a probe of its own machine.
+    /// That end's prediction, by a probe of its own machine.
     pub(crate) predicted: Option<Speed>,
-    /// What the expectation is derived from.
+    /// What the prediction is derived from.
     pub(crate) basis: Option<String>,
 }
 
@@ -153,17 +154,17 @@ impl std::fmt::Display for Speed {
     }
 }
 
-/// What one end of a connection has spent and counted.
+/// The cost of one end of a connection.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub(crate) struct Usage {
     pub(crate) cpu_s: f64,
     pub(crate) messages: u64,
     pub(crate) bytes_copied: u64,
-    /// The first message that was not what it should have been.
+    /// The first wrong message.
     pub(crate) problem: Option<String>,
 }
 
-/// Whether a header holds a request or an answer.
+/// Returns true if a header holds a request or an answer.
 pub(crate) fn is_conversation(header: &[u8]) -> bool {
     header.first() == Some(&b'{')
 }

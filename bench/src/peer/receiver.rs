@@ -1,4 +1,4 @@
-//! Takes the messages of a connection so that their frames lie where they are asked for.
+//! Receives the messages of a connection into the requested place.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -8,40 +8,40 @@ use towline::{Connection, Destination, Error, Message, Pool};
 use crate::data::payload::MessageSpec;
 use crate::data::place::{Place, Places};
 
-/// What takes messages. Every frame of theirs that is not empty lies in one place then.
+/// Receives messages. Every frame that is not empty is then in one place.
 #[derive(Debug)]
 pub(crate) struct MessageReceiver {
     connection: Connection,
     place: Place,
     pool: Pool,
-    /// Messages come there by themselves.
+    /// True if messages arrive in that place without a destination.
     plain: bool,
-    /// Payload bytes that were copied here, beside what the connection counts.
+    /// Payload bytes copied here, in addition to those that the connection counts.
     copied: Arc<AtomicU64>,
 }
 
 impl MessageReceiver {
-    /// For messages of `spec`. What it copies itself is added to `copied`.
+    /// Creates the receiver of messages of `spec`. Bytes that it copies itself are added to `copied`.
     ///
     /// # Errors
-    /// The place cannot be had here.
+    /// This machine does not have the place.
     pub(crate) fn new(
         connection: &Connection,
         spec: MessageSpec,
         copied: &Arc<AtomicU64>,
     ) -> Result<Self, Error> {
         let Places { from, to } = spec.places;
-        // Memory that changes hands stays where it is.
+        // Handed-over memory stays where it is.
         let stays = matches!(connection.path().chosen(), "mem" | "shm");
         let comes_to = if stays { from } else { Place::Host };
-        // A window is held, and another message lands.
+        // A window is held while another message is received.
         let frame_len = spec.layout.size_bytes / spec.frames + spec.frames;
         let pool = to.pool((spec.layout.window + 2).saturating_mul(spec.frames), frame_len)?;
         let (connection, copied) = (connection.clone(), copied.clone());
         Ok(Self { connection, place: to, pool, plain: comes_to == to, copied })
     }
 
-    /// The next message.
+    /// Returns the next message.
     pub(crate) async fn next(&self) -> Result<Message, Error> {
         if self.plain {
             return self.bring(self.connection.recv().await?);
@@ -51,7 +51,7 @@ impl MessageReceiver {
         incoming.accept_into(destinations).await.map_err(Error::from)
     }
 
-    /// Copies what came elsewhere, such as a frame so small that it travels where others are handed over.
+    /// Copies frames that arrived in another place, such as those too small to be handed over.
     fn bring(&self, message: Message) -> Result<Message, Error> {
         let place = self.place.of_library();
         if message.frames().iter().all(|frame| frame.place() == place || frame.is_empty()) {

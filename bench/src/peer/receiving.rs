@@ -1,4 +1,4 @@
-//! The asking half takes what it had the serving half send.
+//! Receives the messages that the serving side was asked to send.
 
 use std::collections::VecDeque;
 use std::time::{Duration, Instant};
@@ -10,7 +10,7 @@ use crate::data::messages::inspect;
 use crate::data::payload::MessageSpec;
 use crate::failure::Failure;
 
-/// Messages that come from the serving half, of the kind that a [`Request::Sink`] told it.
+/// Messages of the serving side, of the spec of a [`Request::Sink`].
 #[derive(Debug)]
 pub(crate) struct Receiving {
     peer: Peer,
@@ -18,7 +18,7 @@ pub(crate) struct Receiving {
     intake: MessageReceiver,
     /// The number of the next message.
     next: u64,
-    /// The last window of messages: so much memory is landed in, in turn.
+    /// The last window of messages, so that as much memory is received into, in turn.
     held: VecDeque<Message>,
 }
 
@@ -28,13 +28,14 @@ impl Receiving {
         Ok(Self { peer, spec, intake, next: 0, held: VecDeque::new() })
     }
 
-    /// Has the serving half send for so long; what comes must be taken, or it waits.
+    /// Asks the serving side to send for `time`. The messages must be taken, or it blocks.
     pub(crate) async fn ask(&self, time: Duration) -> Result<(), Failure> {
         let duration_ms = u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
         self.peer.tell(&Request::Send { first: self.next, duration_ms }).await
     }
 
-    /// Takes and checks what comes, and tells `taken` of each, until the serving half says how many they were.
+    /// Takes and checks the messages, and calls `taken` for each, until the serving side reports their
+    /// number.
     pub(crate) async fn all(&mut self, mut taken: impl FnMut(Instant)) -> Result<u64, Failure> {
         let first = self.next;
         loop {
@@ -45,7 +46,7 @@ impl Receiving {
                     Ok(Answer::Sent { messages }) if messages == came => Ok(messages),
                     Ok(Answer::Problem { why }) => Err(Failure::run(format!("the serving side: {why}"))),
                     other => Err(Failure::run(format!(
-                        "{came} messages came, and the serving side says {other:?}"
+                        "{came} messages arrived, but the serving side reports {other:?}"
                     ))),
                 };
             }

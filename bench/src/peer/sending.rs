@@ -1,4 +1,4 @@
-//! The serving half sends: a window of messages in flight, until a time has passed or the peer has enough.
+//! Sends at the serving side: a window of messages in flight, until a time passes or the peer has enough.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -11,21 +11,21 @@ use super::{Answer, encode};
 use crate::data::messages::MessageSource;
 use crate::data::payload::Layout;
 
-/// Nobody is sent to for longer.
+/// The longest duration.
 const DURATION_MS_MAX: u64 = 3_600_000;
 
-/// What a peer asked to be sent.
+/// A request to send.
 #[derive(Debug)]
 pub(super) struct Sending {
     pub(super) connection: Connection,
     pub(super) first: u64,
     pub(super) duration_ms: u64,
-    /// Set when the peer has enough.
+    /// Set by [`Request::Enough`](super::Request::Enough).
     pub(super) enough: Arc<AtomicBool>,
 }
 
 impl Sending {
-    /// Sends, and says behind the last message how many there were, or why there are no more.
+    /// Sends, and reports after the last message how many there were, or the failure.
     pub(super) async fn run(self, load: Result<(MessageSource, Layout), String>) {
         let answer = match load {
             Ok((load, layout)) => self.send(&load, layout).await,
@@ -33,14 +33,14 @@ impl Sending {
         };
         let header = encode(&answer.unwrap_or_else(|why| Answer::Problem { why }));
         if let Ok(header) = header {
-            // A peer that is gone needs no answer; the session notices its end.
+            // A lost peer needs no answer; the session detects the loss.
             let _ = self.connection.send(Message::new(header)).await;
         }
     }
 
     async fn send(&self, load: &MessageSource, layout: Layout) -> Result<Answer, String> {
         let until = Instant::now() + Duration::from_millis(self.duration_ms.min(DURATION_MS_MAX));
-        // A lane takes a number in the same step as it sends, so numbers leave in order.
+        // A task takes a number in the same step as it sends, so messages leave in order.
         let next = Arc::new(AtomicU64::new(self.first));
         let mut lanes = JoinSet::new();
         for _ in 0..layout.window {

@@ -1,4 +1,4 @@
-//! The serving half: answers requests, echoes, sinks and checks data, exposes memory.
+//! The serving side: answers requests, echoes, takes and checks data, exposes memory.
 
 use std::collections::VecDeque;
 use std::net::TcpListener;
@@ -23,10 +23,10 @@ use crate::machine::fingerprint;
 use crate::process::cpu_clock::CpuClock;
 use crate::terminal::print::say;
 
-/// Connections served at once; more wait at the door until one ends.
+/// Connections served at once; further ones wait until one ends.
 const CONNECTIONS_MAX: usize = 256;
 
-/// How long exposed memory stays exposed if the peer forgets it.
+/// How long memory stays exposed if the peer does not withdraw it.
 const REGION_LIFETIME: Duration = Duration::from_secs(3600);
 
 /// Serves `listener` until it fails or the caller drops this.
@@ -64,23 +64,23 @@ pub(crate) async fn serve(listener: Listener, clock: CpuClock) -> Result<(), Fai
 struct Session {
     connection: Connection,
     clock: CpuClock,
-    /// Where bare sockets listen: where the endpoint does.
+    /// The host at which bare sockets listen: that of the endpoint.
     host: Arc<str>,
     mode: Mode,
-    /// Where messages are taken to, once that was said.
+    /// The receiver of messages, once a request has set the place.
     intake: Option<MessageReceiver>,
-    /// Payload bytes copied here, beside what the connection counts.
+    /// Payload bytes copied here, in addition to those that the connection counts.
     copied: Arc<AtomicU64>,
     messages: u64,
     problem: Option<String>,
-    /// The last window of messages: so much memory is landed in, in turn.
+    /// The last window of messages, so that as much memory is received into, in turn.
     held: VecDeque<Message>,
     payload: Payload,
     lent: Option<Region<Buffer>>,
     borrowed: Option<(Region<BufferMut>, Layout)>,
-    /// Set when the peer has enough of what is sent to it.
+    /// Set when the peer has enough messages.
     enough: Arc<AtomicBool>,
-    /// The far half of a bare socket at work; it is gone when this ends.
+    /// Resolves when the bare socket in use is closed.
     bare: Option<oneshot::Receiver<()>>,
 }
 
@@ -111,7 +111,7 @@ impl Session {
         }
     }
 
-    /// Until the peer closes. A peer that is gone is no failure of ours.
+    /// Serves until the peer closes. A lost peer is no failure.
     async fn run(mut self) -> Result<(), towline::Error> {
         loop {
             match self.step().await {
@@ -123,10 +123,10 @@ impl Session {
         }
     }
 
-    /// Takes one message, and does what it is for.
+    /// Receives one message and handles it.
     async fn step(&mut self) -> Result<(), towline::Error> {
         if let Some(bare) = self.bare.take() {
-            // Waiting for a message beside it may spin, and would take a core from what is measured.
+            // Receiving a message at the same time might spin, and take a core from the measurement.
             let _ = bare.await;
         }
         let message = match &self.intake {
@@ -238,10 +238,10 @@ impl Session {
         }
     }
 
-    /// Sends on a task of its own, so that this end takes messages meanwhile.
+    /// Sends on a separate task, so that this end receives messages meanwhile.
     fn start_sending(&mut self, first: u64, duration_ms: u64) {
         let load = match self.mode {
-            Mode::Echo { .. } | Mode::Reply(..) => Err("nothing was said of what to send".to_owned()),
+            Mode::Echo { .. } | Mode::Reply(..) => Err("no Sink request came before".to_owned()),
             Mode::Sink(spec) => self.load(spec).map(|load| (load, spec.layout)),
         };
         self.enough = Arc::default();
@@ -259,7 +259,7 @@ impl Session {
         MessageReceiver::new(&self.connection, spec, &self.copied).map_err(|error| error.to_string())
     }
 
-    /// Messages of `spec` from here.
+    /// Returns the source of messages of `spec`.
     fn load(&mut self, spec: MessageSpec) -> Result<MessageSource, String> {
         let memory = self.payload.prepare(spec.layout, spec.places.from);
         memory.map(|memory| MessageSource::new(memory, spec)).map_err(|error| error.to_string())
@@ -302,10 +302,10 @@ impl Session {
     }
 }
 
-/// A request may come from anybody who may connect: it gets at most half of the memory that is available.
+/// Refuses a request for more than half of the available memory: any authenticated peer may send it.
 fn bounded(layout: Layout) -> Result<(), String> {
     if layout.size_bytes == 0 || layout.buffers == 0 {
-        return Err("a layout of nothing".to_owned());
+        return Err("an empty layout".to_owned());
     }
     if layout.buffers > layout.window {
         return Err(format!("{} buffers for a window of {} messages", layout.buffers, layout.window));
@@ -322,7 +322,7 @@ fn bounded(layout: Layout) -> Result<(), String> {
     }
 }
 
-/// Starts the far half on a thread of its own, and tells when that ends.
+/// Starts the far end of a bare socket on a thread; the receiver resolves when that ends.
 fn far_socket(host: &str, course: SocketTest) -> Result<(Answer, oneshot::Receiver<()>), String> {
     bounded(course.layout)?;
     let listen = || match TcpListener::bind((host, 0)) {

@@ -1,4 +1,5 @@
-//! Where the serving side runs: a process of its own, a thread of this one for `mem`, or elsewhere.
+//! The process or thread of the serving side: a child process, a thread for `mem`, or one that is already
+//! running.
 
 use std::ffi::OsString;
 use std::io::{BufRead, BufReader};
@@ -15,26 +16,26 @@ use crate::process::cpu_clock::CpuClock;
 use crate::process::runtime_thread;
 use crate::security::trust::Trust;
 
-/// A child that has not said where it listens by then never will.
+/// How long a child may take until it prints its address.
 const READY_WITHIN: Duration = Duration::from_secs(10);
 
-/// A serving side, for as long as this lives.
+/// A serving side, until this is dropped.
 #[derive(Debug)]
 pub(crate) enum Serving {
     /// A `towline serve` that this process started.
     Process(Process),
     /// A thread of this process.
     Thread {
-        /// Where it listens.
+        /// Its address.
         address: Address,
-        /// The thread ends when this is dropped.
+        /// Dropping this ends the thread.
         _stop: oneshot::Sender<()>,
     },
-    /// A `towline serve` that somebody else started.
+    /// A `towline serve` that was already running.
     Elsewhere(Address),
 }
 
-/// A process of its own.
+/// A child process.
 #[derive(Debug)]
 pub(crate) struct Process {
     address: Address,
@@ -42,7 +43,7 @@ pub(crate) struct Process {
 }
 
 impl Serving {
-    /// Starts what `case` needs, or takes the one that is already there.
+    /// Starts the serving side that `case` needs, or uses the one that is running.
     pub(crate) async fn start(
         case: &Case,
         trust: &Trust,
@@ -62,12 +63,12 @@ impl Serving {
         }
     }
 
-    /// Whose CPU time the near end is.
+    /// Returns the clock of the near end's CPU time.
     pub(crate) fn near_clock(&self) -> CpuClock {
         if matches!(self, Self::Thread { .. }) { CpuClock::Thread } else { CpuClock::Process }
     }
 
-    /// What to say about a failure: if the serving process died, that is the reason.
+    /// Returns the failure to report: the death of the serving process, if it died, or else `failure`.
     pub(crate) fn explain(&mut self, failure: Failure) -> Failure {
         let Self::Process(process) = self else { return failure };
         match process.child.ended() {
@@ -95,12 +96,12 @@ async fn process(case: &Case, trust: &Trust) -> Result<Process, Failure> {
     });
     let line = match tokio::time::timeout(READY_WITHIN, read).await {
         Ok(line) => line.map_err(|error| failed("read", &error))?,
-        Err(_) => return Err(Failure::run("the serving process did not say where it listens within 10 s")),
+        Err(_) => return Err(Failure::run("the serving process did not print its address within 10 s")),
     };
     if line.is_empty() {
         let status = child.ended().map_or_else(|| "still running".to_owned(), |status| status.to_string());
         return Err(Failure::run(format!(
-            "the serving process gave no address ({status}): its own words stand above"
+            "the serving process printed no address ({status}): its errors are above"
         )));
     }
     Ok(Process { address: parse(line.trim())?, child })

@@ -1,5 +1,5 @@
-//! A process of this program that works for this one: it ends with the value that stands for it, and by itself when this
-//! process ends, however that happens.
+//! A child process of this program. It ends when its handle is dropped, and when this process ends in any
+//! way.
 
 use std::io::Write;
 use std::os::unix::process::CommandExt;
@@ -8,17 +8,17 @@ use std::time::Duration;
 
 use crate::terminal::log;
 
-/// A child process; it is killed by its own id when this is dropped. Where it reads its standard input, that ends when this
-/// process does.
+/// A child process. Dropping this kills it by its id. Its standard input, if it reads that, ends with this
+/// process.
 #[derive(Debug)]
 pub(crate) struct Child {
     process: std::process::Child,
-    /// Open for as long as it shall live.
+    /// Open until this is dropped.
     input: Option<ChildStdin>,
 }
 
 impl Child {
-    /// Starts this program with `arguments`, and gives what it prints.
+    /// Starts this program with `arguments`, and returns its output.
     pub(crate) fn start<I>(arguments: I) -> std::io::Result<(Self, Option<ChildStdout>)>
     where
         I: IntoIterator<Item: AsRef<std::ffi::OsStr>>,
@@ -28,13 +28,13 @@ impl Child {
         Ok((child, output))
     }
 
-    /// The same, with these as its standard input and output.
+    /// Starts this program with these as its standard input and output.
     pub(crate) fn start_with<I>(arguments: I, [input, output]: [Stdio; 2]) -> std::io::Result<Self>
     where
         I: IntoIterator<Item: AsRef<std::ffi::OsStr>>,
     {
         let mut command = Command::new(std::env::current_exe()?);
-        // Ctrl-C is for this process, which ends its children and says so once.
+        // Ctrl-C goes to this process alone, which ends its children.
         command.envs(log::environment());
         command.args(arguments).process_group(0).stdin(input).stdout(output);
         let mut process = command.spawn()?;
@@ -46,7 +46,7 @@ impl Child {
         self.process.id()
     }
 
-    /// Gives it a line to read; an error means that it has ended.
+    /// Writes a line to its standard input; fails if it has ended.
     pub(crate) fn tell(&mut self, line: &str) -> std::io::Result<()> {
         match &mut self.input {
             Some(input) => input.write_all(format!("{line}\n").as_bytes()),
@@ -54,12 +54,12 @@ impl Child {
         }
     }
 
-    /// Its exit status, if it has ended.
+    /// Returns its exit status, if it has ended.
     pub(crate) fn status(&mut self) -> Option<ExitStatus> {
         self.process.try_wait().ok().flatten()
     }
 
-    /// Its exit status, if it has ended or does so within a moment.
+    /// Returns its exit status, if it has ended or does so within 50 ms.
     pub(crate) fn ended(&mut self) -> Option<ExitStatus> {
         for _ in 0..50 {
             if let Some(status) = self.status() {
@@ -73,7 +73,7 @@ impl Child {
 
 impl Drop for Child {
     fn drop(&mut self) {
-        // Both fail only for a child that has ended.
+        // Both fail only if the child has ended.
         let _ = self.process.kill();
         let _ = self.process.wait();
     }

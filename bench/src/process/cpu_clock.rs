@@ -2,17 +2,17 @@
 
 use rustix::time::{ClockId, clock_gettime};
 
-/// Whose CPU time one end of a connection is.
+/// The clock of the CPU time of one end of a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum CpuClock {
-    /// The process's: each end is one.
+    /// That of the process: each end is a process.
     Process,
-    /// The thread's: both ends are threads of this process.
+    /// That of the thread: both ends are threads of this process.
     Thread,
 }
 
 impl CpuClock {
-    /// Seconds spent so far, in user space and in the kernel.
+    /// Returns the seconds spent so far, in user space and in the kernel.
     pub(crate) fn seconds(self) -> f64 {
         let time = clock_gettime(match self {
             Self::Process => ClockId::ProcessCPUTime,

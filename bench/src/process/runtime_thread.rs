@@ -1,4 +1,4 @@
-//! Threads with a runtime of their own, for whoever may be async code.
+//! Threads with a tokio runtime.
 
 use std::io;
 use std::sync::mpsc;
@@ -6,13 +6,13 @@ use std::thread;
 
 use tokio::runtime::{Builder, Handle, Runtime};
 
-/// Runs `work` on a new thread, which makes the runtime: one made by the caller would be dropped by it where no thread can be had, and
-/// tokio panics then in async code.
+/// Runs `work` on a new thread, which makes the runtime. If the caller made it and the thread could not
+/// start, the caller would drop the runtime, and tokio panics on that in async code.
 pub(crate) fn spawn(name: &str, work: impl FnOnce(&Runtime) + Send + 'static) -> io::Result<Handle> {
     let (made, known) = mpsc::sync_channel(1);
     let run = move || match Builder::new_current_thread().enable_all().build() {
         Ok(runtime) => {
-            // Whoever asked waits for it.
+            // The receiver waits for this value.
             let _ = made.send(Ok(runtime.handle().clone()));
             work(&runtime);
         }

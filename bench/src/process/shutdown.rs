@@ -1,4 +1,4 @@
-//! How a command ends from outside: by a signal, with 128 + the signal's number as its exit code.
+//! The end of a command by a signal, with 128 + the signal's number as its exit code.
 
 use std::fs;
 use std::time::Duration;
@@ -10,26 +10,28 @@ use tokio::sync::watch;
 
 use crate::failure::Failure;
 
-/// What is running gets this long to stop.
+/// How long a command may take to stop.
 pub(crate) const STOP_WITHIN: Duration = Duration::from_secs(2);
 
-/// Tells a command that it is to end. Clones tell the same.
+/// Reports that the command has to end. Clones report the same.
 #[derive(Clone, Debug)]
 pub(crate) struct Shutdown(watch::Receiver<Option<Signal>>);
 
 impl Shutdown {
-    /// Watches from a thread of its own, which a spinning wait does not hold up. SIGINT and SIGTERM, and with `hangups` SIGHUP,
-    /// are handled although their default is to end the process: the first process of a PID namespace, as of a container,
-    /// has no such default. A SIGHUP that was ignored when the process started, as under `nohup`, stays ignored.
+    /// Watches for signals on a separate thread, which a spinning wait does not delay. Handles SIGINT, SIGTERM,
+    /// and with `hangups` SIGHUP, although they end a process by default: the first process of a PID namespace,
+    /// as of a container, has no such default. A SIGHUP that was ignored at the start, as under `nohup`, stays
+    /// ignored.
     ///
-    /// Calls `abandon` before it ends a process that does not end by itself within [`STOP_WITHIN`] or until the next signal.
+    /// A process that does not end within [`STOP_WITHIN`], or until the next signal, is ended after a call of
+    /// `abandon`.
     pub(crate) fn watch(
         hangups: bool,
         abandon: impl FnOnce(&Failure) + Send + 'static,
     ) -> Result<Self, Failure> {
         let wrong = |error| Failure::run(format!("the thread that watches for signals: {error}"));
         let runtime = Builder::new_current_thread().enable_all().build().map_err(wrong)?;
-        // From here on, before anything is promised, the signals are ours.
+        // The signals are handled from here on.
         let mut signals = {
             let _context = runtime.enter();
             let handled = |kind| signal(kind).map_err(wrong);
@@ -46,7 +48,7 @@ impl Shutdown {
         let watching = async move {
             let first = signals.next().await;
             tell.send_replace(Some(first));
-            // Who asks twice does not want to wait.
+            // A second signal ends the process at once.
             let _ = tokio::time::timeout(STOP_WITHIN, signals.next()).await;
             let failure = Failure::Interrupted(first);
             abandon(&failure);
@@ -57,12 +59,12 @@ impl Shutdown {
         Ok(Self(told))
     }
 
-    /// Waits until a signal ends the command, and gives what it then ends with.
+    /// Waits for a signal that ends the command, and returns the failure to end with.
     pub(crate) async fn told(&self) -> Failure {
         let mut told = self.0.clone();
         match told.wait_for(Option::is_some).await.as_deref() {
             Ok(Some(by)) => Failure::Interrupted(*by),
-            // Only the end of the process ends the thread that watches.
+            // The watching thread ends only with the process.
             _ => std::future::pending().await,
         }
     }
@@ -91,7 +93,7 @@ impl Signals {
     }
 }
 
-/// Whether this process was started with `signal` ignored, as far as /proc tells.
+/// Returns true if this process was started with `signal` ignored, according to /proc.
 fn is_ignored(signal: Signal) -> bool {
     let status = fs::read_to_string("/proc/self/status").unwrap_or_default();
     let mask = status.lines().find_map(|line| line.strip_prefix("SigIgn:"));
@@ -99,12 +101,12 @@ fn is_ignored(signal: Signal) -> bool {
     mask >> (signal.as_raw() - 1) & 1 == 1
 }
 
-/// Lets a write beyond the limit on the size of files fail with `EFBIG`: by default SIGXFSZ ends the process first. The signal is
-/// handled and not ignored, so that processes that the command starts begin with the default.
+/// Lets a write beyond the limit on the size of files fail with `EFBIG`: by default SIGXFSZ ends the process
+/// first. The signal is handled and not ignored, so that child processes start with the default.
 pub(crate) fn keep_from_file_size_signal() -> Result<(), Failure> {
     let wrong = |error| Failure::run(format!("the signal of the limit on the size of files: {error}"));
     let runtime = Builder::new_current_thread().enable_io().build().map_err(wrong)?;
     let _context = runtime.enter();
-    // The handler stays when this is dropped.
+    // The handler outlives this runtime.
     signal(SignalKind::from_raw(Signal::XFSZ.as_raw())).map(drop).map_err(wrong)
 }

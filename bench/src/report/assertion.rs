@@ -1,4 +1,4 @@
-//! `--assert transport.pattern.size[key=value,…].field OP number`: parsed before anything runs, judged afterwards.
+//! `--assert transport.pattern.size[key=value,…].field OP number`: parsed before the run, judged after it.
 
 use std::fmt;
 use std::str::FromStr;
@@ -12,7 +12,7 @@ use crate::results::row::Row;
 
 const EXAMPLE: &str = "tcp.bandwidth.1M[wait=adaptive].ceiling.socket.share>=0.9";
 
-/// Figures that stand directly in a row.
+/// Figures that are keys of a row.
 const FIELDS: [&str; 13] = [
     "samples",
     "gb_per_s",
@@ -34,7 +34,7 @@ const CEILINGS: [&str; 8] =
 const CEILING_FIELDS: [&str; 3] = ["share", "gb_per_s", "p50_us"];
 const AGAINST_FIELDS: [&str; 3] = ["ratio", "gb_per_s", "p50_us"];
 
-/// Keys of a row that brackets may name; options of the transport join them.
+/// Keys that brackets may have, besides options of the transport.
 const KEYS: [&str; 13] = [
     "path",
     "from",
@@ -86,7 +86,7 @@ impl Operator {
 /// Keys and values that a row must have.
 type Brackets = Vec<(String, String)>;
 
-/// One demand on one row.
+/// A condition on one row.
 #[derive(Clone, Debug)]
 pub(crate) struct Assertion {
     text: String,
@@ -99,12 +99,12 @@ pub(crate) struct Assertion {
     bound: f64,
 }
 
-/// How an assertion ended.
+/// The result of an assertion.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) enum Verdict {
-    /// It holds; the figure.
+    /// True, with the figure.
     Holds(f64),
-    /// It does not; the figure, or why there is none.
+    /// False, with the figure or the reason why there is none.
     Broken(String),
 }
 
@@ -125,16 +125,16 @@ impl Assertion {
             .filter(|bound| bound.is_finite())
             .ok_or_else(|| format!("`{number}` is not a number"))?;
         let (transport, rest) =
-            selector.split_once('.').ok_or("there is no transport.pattern.size before the field")?;
+            selector.split_once('.').ok_or("there is not a transport.pattern.size before the field")?;
         let (pattern, rest) = rest.split_once('.').ok_or("there is no size after the pattern")?;
-        let end = rest.find(['.', '[']).ok_or("there is no field after the size")?;
+        let end = rest.find(['.', '[']).ok_or("there is not a field after the size")?;
         let (size, rest) = rest.split_at(end);
         if transport.contains('?') {
             return Err("options of a transport belong in brackets".to_owned());
         }
         transport.parse::<Transport>()?;
         pattern.parse::<Pattern>()?;
-        // Empty tasks have no bytes, and messages always some.
+        // Empty tasks have no bytes; messages always have some.
         let is_empty = pattern == Pattern::Tasks.name() && size == "0";
         let size_bytes = if is_empty { 0 } else { size.parse::<Size>()?.0 };
         let (brackets, field) = split_brackets(rest)?;
@@ -151,13 +151,13 @@ impl Assertion {
         })
     }
 
-    /// Before the run: will exactly one of `rows` match? `path` is not known yet, and not looked at.
+    /// Checks before the run that exactly one of `rows` will match. `path` is not known yet and is ignored.
     pub(crate) fn check_plan(&self, rows: &[Row]) -> Result<(), String> {
         for (key, _) in &self.brackets {
             let option = rows.iter().any(|row| row.options.contains_key(key));
             if !option && !KEYS.contains(&key.as_str()) {
                 return Err(format!(
-                    "`{self}`: `{key}` is no key of a row: {}, or an option",
+                    "`{self}`: `{key}` is not a key of a row: {}, or an option",
                     KEYS.join(", ")
                 ));
             }
@@ -178,7 +178,7 @@ impl Assertion {
         }
     }
 
-    /// Before the run: will the tool that a figure is asked of run beside `row`?
+    /// Checks before the run that the tool of a figure will run beside `row`.
     fn check_tool(&self, row: &Row) -> Result<(), String> {
         let asked = self.field.strip_prefix("against.").and_then(|rest| rest.split_once('.'));
         let Some((tool, _)) = asked else { return Ok(()) };
@@ -190,7 +190,7 @@ impl Assertion {
         }
     }
 
-    /// After the run.
+    /// Judges the rows after the run.
     pub(crate) fn judge(&self, rows: &[Row]) -> Verdict {
         let matches: Vec<&Row> = rows.iter().filter(|row| self.matches(row, true)).collect();
         let [row] = matches[..] else {
@@ -219,7 +219,7 @@ impl fmt::Display for Assertion {
     }
 }
 
-/// `a.b.c[k=v]>=1` into `a.b.c[k=v]`, `>=`, `1`. Signs inside brackets are not operators.
+/// Splits `a.b.c[k=v]>=1` into `a.b.c[k=v]`, `>=` and `1`. Signs inside brackets are not operators.
 fn split_operator(text: &str) -> Result<(&str, Operator, &str), String> {
     let after_brackets = match text.find('[') {
         Some(open) => text[open..].find(']').ok_or("the bracket is not closed")? + open,
@@ -234,7 +234,7 @@ fn split_operator(text: &str) -> Result<(&str, Operator, &str), String> {
     Ok((text[..at].trim(), operator, text[at + spelling.len()..].trim()))
 }
 
-/// `[k=v,…].field` or `.field`.
+/// Splits `[k=v,…].field` or `.field`.
 fn split_brackets(rest: &str) -> Result<(Brackets, &str), String> {
     let Some(inside) = rest.strip_prefix('[') else {
         return Ok((Brackets::new(), &rest[1..]));
@@ -261,17 +261,17 @@ fn known_field(field: &str) -> Result<(), String> {
         let (tool, figure) = rest.split_once('.').unwrap_or((rest, ""));
         tool.parse::<RequestedTool>()?;
         if !AGAINST_FIELDS.contains(&figure) {
-            return Err(format!("`{figure}` is no figure of a peer tool: {}", AGAINST_FIELDS.join(", ")));
+            return Err(format!("`{figure}` is not a figure of a peer tool: {}", AGAINST_FIELDS.join(", ")));
         }
         return Ok(());
     }
     if let Some(rest) = field.strip_prefix("ceiling.") {
         let (kind, figure) = rest.split_once('.').unwrap_or((rest, ""));
         if !CEILINGS.contains(&kind) {
-            return Err(format!("`{kind}` is no ceiling: {}", CEILINGS.join(", ")));
+            return Err(format!("`{kind}` is not a ceiling: {}", CEILINGS.join(", ")));
         }
         if !CEILING_FIELDS.contains(&figure) {
-            return Err(format!("`{figure}` is no figure of a ceiling: {}", CEILING_FIELDS.join(", ")));
+            return Err(format!("`{figure}` is not a figure of a ceiling: {}", CEILING_FIELDS.join(", ")));
         }
         return Ok(());
     }
@@ -279,14 +279,14 @@ fn known_field(field: &str) -> Result<(), String> {
         return Ok(());
     }
     Err(format!(
-        "`{field}` is no field: {}, ceiling.KIND.{} or against.TOOL.{}",
+        "`{field}` is not a field: {}, ceiling.KIND.{} or against.TOOL.{}",
         FIELDS.join(", "),
         CEILING_FIELDS.join("|"),
         AGAINST_FIELDS.join("|")
     ))
 }
 
-/// The figure that `field` names in the row as the document shows it.
+/// Returns the figure `field` of the row, as in the document.
 fn figure(row: &Row, field: &str) -> Option<f64> {
     let row = serde_json::to_value(row).ok()?;
     let among = |list: &str, key: &str, rest: &str| {
@@ -303,7 +303,7 @@ fn figure(row: &Row, field: &str) -> Option<f64> {
     found.as_f64()
 }
 
-/// What a row says for a bracket's key, as it would be written there.
+/// Returns the row's value for a key of a bracket.
 fn value_of(row: &Row, key: &str) -> Option<String> {
     if let Some(option) = row.options.get(key) {
         return Some(option.clone());
@@ -322,7 +322,7 @@ fn names(rows: &[Row]) -> String {
     names.join(", ")
 }
 
-/// The keys in which `rows` differ, with their values.
+/// Returns the keys in which `rows` differ, with their values.
 fn differences(rows: &[&Row]) -> String {
     let options = rows.iter().flat_map(|row| row.options.keys().map(String::as_str));
     let mut keys: Vec<&str> = KEYS.into_iter().chain(options).collect();
@@ -395,19 +395,19 @@ mod tests {
             ("tcp.bandwidth.1M>=1", "no field"),
             ("tcp.bandwidth.gb_per_s.x>=1", "`gb_per_s` is not a size"),
             ("tcp.bandwidth.0.gb_per_s>=1", "at least 1 byte"),
-            ("udp.bandwidth.1M.gb_per_s>=1", "`udp` is no transport"),
+            ("udp.bandwidth.1M.gb_per_s>=1", "`udp` is not a transport"),
             ("tcp?streams.bandwidth.1M.gb_per_s>=1", "belong in brackets"),
-            ("tcp.width.1M.gb_per_s>=1", "`width` is no pattern"),
-            ("tcp.bandwidth.1M.speed>=1", "`speed` is no field"),
-            ("tcp.bandwidth.1M.>=1", "`` is no field"),
-            ("tcp.bandwidth.1M.gb_per_s.x>=1", "is no field"),
-            ("tcp.bandwidth.1M.cpu_s_per_gb>=1", "is no field"),
-            ("tcp.bandwidth.1M.ceiling.share>=1", "`share` is no ceiling"),
-            ("tcp.bandwidth.1M.ceiling.memcpy>=1", "`` is no figure"),
-            ("tcp.bandwidth.1M.ceiling.memcpy.speed>=1", "`speed` is no figure"),
-            ("tcp.bandwidth.1M.against.netperf.ratio>=1", "`netperf` is no peer tool"),
-            ("tcp.bandwidth.1M.against.iperf3.speed>=1", "`speed` is no figure"),
-            ("tcp.bandwidth.1M.against.iperf3>=1", "`` is no figure"),
+            ("tcp.width.1M.gb_per_s>=1", "`width` is not a pattern"),
+            ("tcp.bandwidth.1M.speed>=1", "`speed` is not a field"),
+            ("tcp.bandwidth.1M.>=1", "`` is not a field"),
+            ("tcp.bandwidth.1M.gb_per_s.x>=1", "is not a field"),
+            ("tcp.bandwidth.1M.cpu_s_per_gb>=1", "is not a field"),
+            ("tcp.bandwidth.1M.ceiling.share>=1", "`share` is not a ceiling"),
+            ("tcp.bandwidth.1M.ceiling.memcpy>=1", "`` is not a figure"),
+            ("tcp.bandwidth.1M.ceiling.memcpy.speed>=1", "`speed` is not a figure"),
+            ("tcp.bandwidth.1M.against.netperf.ratio>=1", "`netperf` is not a peer tool"),
+            ("tcp.bandwidth.1M.against.iperf3.speed>=1", "`speed` is not a figure"),
+            ("tcp.bandwidth.1M.against.iperf3>=1", "`` is not a figure"),
             ("tcp.bandwidth.1M[wait=spin.gb_per_s>=1", "not closed"),
             ("tcp.bandwidth.1M[wait=spin]gb_per_s>=1", "no .field after the bracket"),
             ("tcp.bandwidth.1M[wait=spin]>=1", "no .field after the bracket"),
@@ -434,6 +434,6 @@ mod tests {
         let none = plan("tcp.latency.16.p50_us<9").unwrap_err();
         assert!(none.contains("matches no row") && none.contains("tcp.latency.8"), "{none}");
         assert!(plan("tcp.latency.8[wait=adaptive].p50_us<9").unwrap_err().contains("no row"));
-        assert!(plan("tcp.latency.8[colour=red].p50_us<9").unwrap_err().contains("`colour` is no key"));
+        assert!(plan("tcp.latency.8[colour=red].p50_us<9").unwrap_err().contains("`colour` is not a key"));
     }
 }

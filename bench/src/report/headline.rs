@@ -1,4 +1,4 @@
-//! What the machine gives: the best figures of a run, one line for memory and one for each transport.
+//! The best figures of a run: one line for memory and one for each transport.
 
 use std::fmt;
 
@@ -11,7 +11,7 @@ use crate::results::row::Row;
 #[derive(Debug)]
 pub(crate) struct Headline(pub(crate) Vec<Best>);
 
-/// The best of what one name gave: each figure with the size of its messages.
+/// The best figures of one name, each with the size of its messages.
 #[derive(Debug, PartialEq)]
 pub(crate) struct Best {
     pub(crate) name: String,
@@ -20,8 +20,9 @@ pub(crate) struct Best {
 }
 
 impl Headline {
-    /// Memory is what a copy by one thread moves and what `mem` takes from task to task. A transport has what carried the bytes
-    /// and the options as its name, so that `auto` counts for what it chose.
+    /// Finds the best figures. Memory has those of a copy by one thread and of `mem` between tasks. A
+    /// transport is named by the backend that carried the bytes, with the options, so `auto` counts for the
+    /// backend that it chose.
     pub(crate) fn of(rows: &[Row]) -> Self {
         let mut bests = vec![Best { name: "memory".to_owned(), gb_per_s: None, one_way_us: None }];
         for row in rows {
@@ -57,7 +58,7 @@ impl Best {
         self.one_way_us = one_way_us.filter(better).map(|time| (time, size_bytes)).or(self.one_way_us);
     }
 
-    /// `7.80 GB/s at 1M`, `4.20 µs at 8`.
+    /// Returns the two figures as text: `7.80 GB/s at 1M`, `4.20 µs at 8`.
     pub(crate) fn figures(&self) -> [String; 2] {
         let told = |best: Option<(f64, usize)>, unit| match best {
             Some((value, size)) => format!("{} {unit} at {}", figure(Some(value)), Size(size)),

@@ -1,4 +1,4 @@
-//! The document, as `docs/bench.md` and its JSON Schema promise it.
+//! The document, as in `docs/bench.md` and its JSON Schema.
 
 pub(crate) mod assertion;
 pub(crate) mod headline;
@@ -11,7 +11,7 @@ use serde::Serialize;
 use crate::machine::fingerprint::Fingerprint;
 use crate::results::row::Row;
 
-/// What `--json` prints.
+/// The document of `--json`.
 #[derive(Debug, Serialize)]
 pub(crate) struct Report {
     pub(crate) schema: u32,
@@ -26,7 +26,7 @@ pub(crate) struct Report {
 }
 
 impl Report {
-    /// The document of a run that has just ended, with why it is not complete.
+    /// Returns the document of a run that has just ended; `error` is why it is not complete.
     pub(crate) fn new(mut fingerprint: Fingerprint, results: Vec<Row>, error: Option<String>) -> Self {
         fingerprint.end();
         let warnings = fingerprint.warnings();

@@ -1,4 +1,4 @@
-//! The table that people read.
+//! The table for people.
 
 use std::io::{self, Write};
 
@@ -24,7 +24,7 @@ const COLUMNS: [&str; 12] = [
     "ours over",
 ];
 
-/// What stands for the rate of messages whose memory changed hands.
+/// The cell of the rate of handed-over messages.
 pub(crate) const HANDED_OVER: &str = "handed over";
 
 const LEGEND: &str = "\
@@ -33,7 +33,7 @@ range: lowest to highest repeat, in µs where a row has no GB/s; ! where they di
 p50, p99 µs: 50 and 99 % of the messages took no longer; a latency is half a round trip; cold: a connection's first message
 ceiling: what this machine does at best by other means, measured beside the row";
 
-/// The whole text: the machine, what it gives, every row, and what the columns mean.
+/// Writes the whole text: the machine, its best figures, every row, and a legend of the columns.
 pub(crate) fn write(out: &mut dyn Write, report: &Report) -> io::Result<()> {
     writeln!(out, "{}", report.fingerprint)?;
     for warning in &report.warnings {
@@ -52,19 +52,19 @@ pub(crate) fn write(out: &mut dyn Write, report: &Report) -> io::Result<()> {
     Ok(())
 }
 
-/// Whether tools of others ran beside any row.
+/// Returns true if a tool ran beside any row.
 fn has_tools(rows: &[Row]) -> bool {
     rows.iter().any(|row| !row.against.is_empty())
 }
 
-/// The rows as a table: figures right-aligned, what does not apply a dash.
+/// Writes the rows as a table: figures right-aligned, and a dash if a figure does not apply.
 pub(crate) fn table(out: &mut dyn Write, rows: &[Row]) -> io::Result<()> {
     let mut lines: Vec<[String; COLUMNS.len()]> = vec![COLUMNS.map(str::to_owned)];
     lines.extend(rows.iter().map(cells));
     let widths: Vec<usize> = (0..COLUMNS.len())
         .map(|column| lines.iter().map(|line| line[column].chars().count()).max().unwrap_or(0))
         .collect();
-    // The last column only says something where somebody else ran.
+    // The last column is only for tools.
     let shown = COLUMNS.len() - usize::from(!has_tools(rows));
     for line in &lines {
         let mut text = String::new();
@@ -82,7 +82,7 @@ pub(crate) fn table(out: &mut dyn Write, rows: &[Row]) -> io::Result<()> {
     Ok(())
 }
 
-/// A row in one line, as it is told once it is measured.
+/// Returns a row in one line, for the progress.
 pub(crate) fn line(row: &Row) -> String {
     let range = range(row).map_or_else(String::new, |range| format!(" ({range})"));
     let mut figures = Vec::new();
@@ -103,21 +103,21 @@ pub(crate) fn line(row: &Row) -> String {
     format!("{} {} {size} ({wait}): {}", row.carrier(), row.doing(), figures.join(", "))
 }
 
-/// `3.90-4.20`, and `0.36-1.67 !` where that is wide.
+/// Returns the range: `3.90-4.20`, or `0.36-1.67 !` if it is wide.
 fn range(row: &Row) -> Option<String> {
     let [low, high] = row.range()?;
     let wide = if row.wide().is_some() { " !" } else { "" };
     Some(format!("{}-{}{wide}", figure(Some(low)), figure(Some(high))))
 }
 
-/// `memcpy 16.2 GB/s 40 %, socket 7.41 GB/s 106 %`
+/// Returns the ceilings: `memcpy 16.2 GB/s 40 %, socket 7.41 GB/s 106 %`.
 fn ceilings(row: &Row) -> String {
     let one = |ceiling: &CeilingRow| {
         let value = match (ceiling.gb_per_s, ceiling.p50_us) {
             (Some(_), _) => format!("{} GB/s", figure(ceiling.gb_per_s)),
             (None, us) => format!("{} µs", figure(us)),
         };
-        // Where nothing was copied, a copy is no ceiling.
+        // If nothing was copied, a copy is no ceiling.
         match ceiling.share.filter(|_| !row.handed_over || ceiling.gb_per_s.is_none()) {
             Some(share) => format!("{} {value} {:.0} %", ceiling.kind, share * 100.0),
             None => format!("{} {value}", ceiling.kind),
@@ -207,7 +207,7 @@ mod tests {
         let text = String::from_utf8(out).unwrap();
         assert!(text.contains("latency at 1000/s"), "{text}");
         assert_eq!(text.lines().count(), 4, "one is late: {text}");
-        let late = "tcp.latency.8, adaptive: only 954 of 1100 messages a second went through";
+        let late = "tcp.latency.8, adaptive: only 954 of 1100 messages a second were sent";
         assert!(text.contains(late), "{text}");
     }
 }

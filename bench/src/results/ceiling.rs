@@ -1,6 +1,6 @@
 //! A ceiling: what the machine does at best by other means.
 
-/// What the machine could do at best, by one yardstick, in one repeat.
+/// One kind of ceiling, measured in one repeat.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub(crate) struct Ceiling {
     pub(crate) kind: &'static str,
@@ -17,12 +17,12 @@ impl Ceiling {
         Self { kind, gb_per_s: None, p50_us: Some(p50_us) }
     }
 
-    /// The same of whole round trips, where it is of half ones.
+    /// Returns the ceiling of whole round trips, given that of half ones.
     pub(crate) fn there_and_back(self) -> Self {
         Self { p50_us: self.p50_us.map(|half_us| 2.0 * half_us), ..self }
     }
 
-    /// The better of two measurements of the same kind.
+    /// Returns the better of two measurements of the same kind.
     pub(crate) fn best(self, other: Self) -> Self {
         let better = match (self.gb_per_s.zip(other.gb_per_s), self.p50_us.zip(other.p50_us)) {
             (Some((a, b)), _) => a >= b,

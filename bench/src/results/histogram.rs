@@ -1,16 +1,16 @@
-//! The times of messages as a document holds them.
+//! The histogram of message times, as the document holds it.
 
 use hdrhistogram::Histogram;
 use serde::{Deserialize, Serialize};
 
 use super::sample::Sample;
 
-/// Times of messages, without their order: what was counted, shortest first.
+/// The counts of message times in ascending order.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct HistogramCounts {
-    /// Digits that hold in each time.
+    /// Exact digits of each time.
     significant_digits: u8,
-    /// Nanoseconds, and how many messages took so long.
+    /// Times in nanoseconds, and the number of messages with each.
     counts_ns: Vec<(u64, u64)>,
 }
 
@@ -23,7 +23,7 @@ impl HistogramCounts {
         }
     }
 
-    /// Back into a histogram, to ask for quantiles.
+    /// Converts it back into a histogram.
     pub(crate) fn to_histogram(&self) -> Histogram<u64> {
         let mut times = Sample::new().times;
         for (time_ns, count) in &self.counts_ns {

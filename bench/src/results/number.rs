@@ -1,6 +1,6 @@
-//! Medians, ranges and rounding, and how a figure is written.
+//! Medians, ranges, rounding, and the format of figures.
 
-/// The middle one, or the mean of the two in the middle.
+/// Returns the middle value, or the mean of the two in the middle.
 pub(crate) fn median(values: &[f64]) -> Option<f64> {
     let mut sorted = values.to_vec();
     sorted.sort_by(f64::total_cmp);
@@ -18,7 +18,7 @@ pub(super) fn range(values: &[f64]) -> Option<[f64; 2]> {
     Some([low, high])
 }
 
-/// Six significant digits: more would be noise in the document.
+/// Rounds to six significant digits: more would be noise in the document.
 pub(crate) fn round(value: f64) -> f64 {
     if value == 0.0 || !value.is_finite() {
         return value;
@@ -27,12 +27,12 @@ pub(crate) fn round(value: f64) -> f64 {
     (value * scale).round() / scale
 }
 
-/// What stands where nothing applies.
+/// Returns the cell of a figure that does not apply.
 pub(crate) fn dash() -> String {
     "-".to_owned()
 }
 
-/// Three digits are what a run repeats; of very little, two.
+/// Formats a figure with three digits, as exact as a run repeats; with two if it is less than 0.1.
 pub(crate) fn figure(value: Option<f64>) -> String {
     match value {
         None => dash(),

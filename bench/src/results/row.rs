@@ -15,20 +15,20 @@ use crate::data::place::{Place, Places};
 use crate::data::units::Size;
 use crate::failure::Failure;
 
-/// The part of a schedule that counts as all of it.
+/// The share of a schedule from which it counts as kept.
 const ON_TIME: f64 = 0.95;
 
-/// Fewer copies of a payload byte than this are those of the protocol's own words.
+/// Below this many copies of a payload byte, only the protocol's own bytes were copied.
 const COPIED: f64 = 0.5;
 
-/// The highest of the repeats over the lowest from which a range is wide.
+/// The ratio of the highest repeat to the lowest from which a range is wide.
 const WIDE: f64 = 1.5;
 
-/// One case and what was measured; what does not apply is `null`.
+/// One case and what was measured; `null` if a key does not apply.
 #[derive(Clone, Debug, Serialize)]
 pub(crate) struct Row {
     pub(crate) transport: String,
-    /// What carried the bytes; `null` before the case has run.
+    /// The backend that carried the bytes; `null` before the case has run.
     pub(crate) path: Option<String>,
     pub(crate) options: BTreeMap<String, String>,
     pub(crate) pattern: &'static str,
@@ -40,12 +40,12 @@ pub(crate) struct Row {
     pub(crate) frames: usize,
     pub(crate) streams: u32,
     pub(crate) window: usize,
-    /// Messages' worth of memory that they leave from, if not a window of it.
+    /// The number of buffers that messages are sent from in turn, if it is not the window.
     pub(crate) buffers: Option<usize>,
     pub(crate) workers: usize,
-    /// Messages a second asked for, in an open loop.
+    /// Messages a second of an open loop.
     pub(crate) rate: Option<u32>,
-    /// How often it was measured.
+    /// The number of measured repeats.
     pub(crate) repeats: usize,
     pub(crate) samples: u64,
     pub(crate) gb_per_s: Option<f64>,
@@ -64,23 +64,23 @@ pub(crate) struct Row {
     pub(crate) fairness: Option<f64>,
     pub(crate) cpu_s_per_gb: Option<CpuCost>,
     pub(crate) copies: Option<f64>,
-    /// The messages' memory changed hands and nobody read it: its rate says nothing about bandwidth.
+    /// The messages' memory was handed over and nothing read it: the rate is no bandwidth.
     pub(crate) handed_over: bool,
     pub(crate) verified: bool,
     /// The receiver read every byte.
     pub(crate) read: bool,
     pub(crate) ceilings: Vec<CeilingRow>,
     pub(crate) against: Vec<ToolRow>,
-    /// What to know about its figures.
+    /// Remarks on the figures.
     pub(crate) note: Option<String>,
-    /// Why there are no figures, where the case failed or was interrupted.
+    /// Why the case failed or was interrupted.
     pub(crate) error: Option<String>,
-    /// Of all repeats together; not in the document.
+    /// The times of all repeats; not in the document.
     #[serde(skip)]
     pub(crate) times: Option<Histogram<u64>>,
 }
 
-/// CPU seconds spent per 10^9 bytes, at the end that gives them and at the end that takes them.
+/// CPU seconds per 10^9 bytes, at the end that gives the bytes and at the end that takes them.
 #[derive(Clone, Copy, Debug, Serialize)]
 pub(crate) struct CpuCost {
     pub(crate) send: f64,
@@ -97,7 +97,7 @@ pub(crate) struct CeilingRow {
 }
 
 impl Row {
-    /// The row of a case that has not run yet: what it is, and nothing measured.
+    /// Returns the row of a case that has not run yet.
     pub(crate) fn planned(case: &Case) -> Self {
         Self {
             transport: case.transport.name.to_owned(),
@@ -145,12 +145,12 @@ impl Row {
         }
     }
 
-    /// The row of a case that was not measured to its end.
+    /// Returns the row of a case that failed.
     pub(crate) fn failed(case: &Case, failure: &Failure) -> Self {
         Self { error: Some(failure.to_string()), ..Self::planned(case) }
     }
 
-    /// Medians and ranges over the repeats; percentiles over all their samples together.
+    /// Computes medians and ranges over the repeats, and percentiles over all their samples.
     pub(crate) fn measured(case: &Case, path: String, repeats: &[Sample], ceilings: &[Vec<Ceiling>]) -> Self {
         let mut row = Self { path: Some(path), ..Self::planned(case) };
         row.repeats = repeats.len();
@@ -199,12 +199,13 @@ impl Row {
         row
     }
 
-    /// The lowest and the highest of the repeats: GB/s where that is a figure of the row, else the median time in µs.
+    /// Returns the lowest and the highest repeat: GB/s if the row has that figure, else the median time in
+    /// µs.
     pub(crate) fn range(&self) -> Option<[f64; 2]> {
         self.gb_per_s_range.filter(|_| !self.handed_over).or(self.p50_us_range)
     }
 
-    /// That the repeats differ by so much that their median says little, if so.
+    /// Returns a remark if the range of the repeats is wide.
     pub(crate) fn wide(&self) -> Option<String> {
         let [low, high] = self.range()?;
         (high >= WIDE * low && self.repeats > 1).then(|| {
@@ -216,18 +217,18 @@ impl Row {
         })
     }
 
-    /// Adds to its note.
+    /// Appends to the note.
     pub(crate) fn remark(&mut self, notes: impl IntoIterator<Item = String>) {
         let notes: Vec<String> = self.note.take().into_iter().chain(notes).collect();
         self.note = (!notes.is_empty()).then(|| notes.join("; "));
     }
 
-    /// `tcp.bandwidth.64K`, as an assertion names it.
+    /// Returns the name in an assertion: `tcp.bandwidth.64K`.
     pub(crate) fn name(&self) -> String {
         format!("{}.{}.{}", self.transport, self.pattern, Size(self.size_bytes))
     }
 
-    /// `tcp?integrity=crc32c`, `auto (tcp)`: what carried it, for people.
+    /// Returns the transport for the table: `tcp?integrity=crc32c`, `auto (tcp)`.
     pub(crate) fn carrier(&self) -> String {
         let mut carrier = self.named(&self.transport);
         if let Some(path) = self.path.as_ref().filter(|path| **path != self.transport) {
@@ -236,7 +237,7 @@ impl Row {
         carrier
     }
 
-    /// `name` with the row's options.
+    /// Returns `name` with the row's options.
     pub(crate) fn named(&self, name: &str) -> String {
         let mut carrier = name.to_owned();
         for (at, (key, value)) in self.options.iter().enumerate() {
@@ -245,7 +246,8 @@ impl Row {
         carrier
     }
 
-    /// `incast, fairness 0.98`, `bandwidth in arena and read`, `latency at 1000/s`, `tasks, 1000 on 2 workers`: what was done, and how, for people.
+    /// Returns the pattern for the table: `incast, fairness 0.98`, `bandwidth in arena and read`,
+    /// `latency at 1000/s`, `tasks, 1000 on 2 workers`.
     pub(crate) fn doing(&self) -> String {
         let rate = self.rate.map(|rate| format!(" at {rate}/s"));
         let fairness = self.fairness.map(|fairness| format!(", fairness {}", figure(Some(fairness))));
@@ -257,30 +259,30 @@ impl Row {
         parts.into_iter().flatten().collect()
     }
 
-    /// The bandwidth, where it is a result: in an open loop it was asked for.
+    /// Returns the bandwidth if it is a result: in an open loop it was requested.
     pub(crate) fn reached_gb_per_s(&self) -> Option<f64> {
         self.gb_per_s.filter(|_| self.rate.is_none())
     }
 
-    /// What a reader must know who sees its figures, or none: that it failed, or fell behind.
+    /// Returns the failure, or that the schedule was not kept.
     pub(crate) fn warning(&self) -> Option<String> {
         self.error.as_ref().map(|error| format!("not measured: {error}")).or_else(|| self.behind())
     }
 
-    /// That fewer messages went through than a schedule asked for, if so.
+    /// Returns a remark if fewer messages were sent than the schedule asked for.
     pub(crate) fn behind(&self) -> Option<String> {
         let (rate, reached) = (self.rate?, self.messages_per_s?);
         (reached < ON_TIME * f64::from(rate)).then(|| {
-            format!("only {reached:.0} of {rate} messages a second went through: the schedule was not kept")
+            format!("only {reached:.0} of {rate} messages a second were sent: the schedule was not kept")
         })
     }
 
-    /// What tells a row from others of the same pattern and size.
+    /// Returns a name that differs between rows of the same pattern and size.
     pub(crate) fn line_name(&self) -> String {
         format!("{}, {}{}", self.carrier(), self.wait, self.load().unwrap_or_default())
     }
 
-    /// How many tasks at once, where they are tasks.
+    /// Returns how many tasks are submitted at once, if the pattern is `tasks`.
     fn load(&self) -> Option<String> {
         let workers = match self.workers {
             1 => "1 worker".to_owned(),
@@ -290,17 +292,17 @@ impl Row {
     }
 }
 
-/// Which part of a shuffle's bytes counts, if it was one.
+/// Returns the share of a shuffle's bytes that counts, if the case is a shuffle.
 fn crossed(repeats: &[Sample]) -> Option<String> {
     let sum = |of: fn(&Sample) -> u64| repeats.iter().map(of).sum::<u64>();
     let (crossed, all) = (sum(|sample| sample.bytes), sum(|sample| sample.shuffled_bytes));
     (all > 0).then(|| {
         let percent = crossed as f64 * 100.0 / all as f64;
-        format!("{percent:.0} % of the bytes went from worker to worker, and only they count")
+        format!("{percent:.0} % of the bytes moved between the workers, and only these count")
     })
 }
 
-/// One row a kind of ceiling: the median over the repeats, and ours beside it.
+/// Returns one row for each kind of ceiling: the median over the repeats, and our share.
 fn ceiling_rows(row: &Row, repeats: &[Vec<Ceiling>]) -> Vec<CeilingRow> {
     let mut kinds: Vec<&'static str> = Vec::new();
     for ceiling in repeats.iter().flatten() {
@@ -473,7 +475,7 @@ pub(crate) mod tests {
         let (on_time, late) = (at(1000, Pattern::Latency), at(1100, Pattern::Latency));
         assert_eq!(on_time.note.as_deref(), Some("times are of whole round trips"));
         assert_eq!((at(1000, Pattern::Rate).note, on_time.behind()), (None, None));
-        let said = "only 954 of 1100 messages a second went through";
+        let said = "only 954 of 1100 messages a second were sent";
         let note = late.note.clone().unwrap();
         assert!(note.starts_with(&format!("times are of whole round trips; {said}")), "{note}");
     }

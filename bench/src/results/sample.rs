@@ -1,4 +1,4 @@
-//! What one repeat of one case gave.
+//! The measurement of one repeat.
 
 use std::time::Duration;
 
@@ -6,29 +6,29 @@ use hdrhistogram::Histogram;
 
 use super::ceiling::Ceiling;
 
-/// The longest time a message may take and still be told from longer ones.
+/// The longest time that is distinguished from longer ones.
 const TIME_MAX_NS: u64 = 120_000_000_000;
 
-/// One repeat: times of messages, and what they cost.
+/// The times of the messages of one repeat, and their cost.
 #[derive(Debug)]
 pub(crate) struct Sample {
-    /// Nanoseconds a message.
+    /// In nanoseconds.
     pub(crate) times: Histogram<u64>,
     pub(crate) messages: u64,
     pub(crate) bytes: u64,
     /// From the first send to the last confirmation.
     pub(crate) elapsed: Duration,
-    /// The first message on a fresh connection, with unwarmed buffers.
+    /// The time of the first message on a new connection, with cold buffers.
     pub(crate) cold: Option<Duration>,
-    /// The slowest sender's share of their mean rate, where there are several.
+    /// The slowest sender's share of their mean rate, if there are several.
     pub(crate) fairness: Option<f64>,
-    /// CPU seconds of the giving and of the taking end.
+    /// CPU seconds of the end that gives the bytes and of the end that takes them.
     pub(crate) cpu: Option<(f64, f64)>,
     /// Payload bytes that both ends copied in user space.
     pub(crate) bytes_copied: Option<u64>,
     /// CPU seconds of a task runtime's scheduler.
     pub(crate) scheduler_s: Option<f64>,
-    /// Bytes that tasks took, those that were where they were taken included.
+    /// Bytes that tasks took, including those already on the same worker.
     pub(crate) shuffled_bytes: u64,
 }
 
@@ -79,12 +79,12 @@ impl Sample {
         (self.bytes > 0).then(|| seconds / (self.bytes as f64 / 1e9))
     }
 
-    /// What a task costs its scheduler.
+    /// Returns the scheduler's CPU time per task.
     pub(crate) fn scheduler_us_per_task(&self) -> Option<f64> {
         (self.messages > 0).then_some(self.scheduler_s? * 1e6 / self.messages as f64)
     }
 
-    /// How often each payload byte was copied.
+    /// Returns how often each payload byte was copied.
     pub(crate) fn copies(&self) -> Option<f64> {
         (self.bytes > 0).then_some(self.bytes_copied? as f64 / self.bytes as f64)
     }
@@ -99,7 +99,7 @@ impl Sample {
     }
 }
 
-/// What one repeat gave.
+/// The result of one repeat.
 #[derive(Debug)]
 pub(crate) struct Repeat {
     pub(crate) path: String,

@@ -1,15 +1,16 @@
-//! What the document contains about a peer tool beside a case.
+//! The row of a peer tool beside a case.
 
 use serde::Serialize;
 
 use super::row::CpuCost;
 
-/// One tool beside one case. Where the tool cannot do what the case does, `note` says why and all else is `null`.
+/// One tool beside one case. If the tool cannot do what the case does, `note` says why and all else is
+/// `null`.
 #[derive(Clone, Debug, Serialize)]
 pub(crate) struct ToolRow {
     pub(crate) tool: &'static str,
     pub(crate) version: Option<String>,
-    /// Of the last repeat: its server and its client.
+    /// The commands of the last repeat: its server and its client.
     pub(crate) command: Option<String>,
     pub(crate) completion: Option<&'static str>,
     pub(crate) gb_per_s: Option<f64>,
@@ -20,12 +21,12 @@ pub(crate) struct ToolRow {
     pub(crate) note: Option<String>,
 }
 
-/// Whose word ends a transfer in the tool's figure.
+/// The end whose completion the tool times.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Completion {
-    /// The sending end's memory is free again: the bytes may still be under way.
+    /// The sender's memory is free again: the bytes may still be in flight.
     Sender,
-    /// The receiving end has the bytes.
+    /// The receiver has the bytes.
     Receiver,
 }
 
@@ -39,7 +40,7 @@ impl Completion {
 }
 
 impl ToolRow {
-    /// Before the run: whether the tool applies.
+    /// Returns the row before the run.
     pub(crate) fn planned(tool: &'static str, completion: Option<Completion>, note: Option<String>) -> Self {
         Self {
             tool,
@@ -54,12 +55,12 @@ impl ToolRow {
         }
     }
 
-    /// Whether the tool does what the case does.
+    /// Returns true if the tool can do what the case does.
     pub(crate) fn applies(&self) -> bool {
         self.completion.is_some()
     }
 
-    /// `iperf3 3.12`: the tool and its version.
+    /// Returns the tool and its version: `iperf3 3.12`.
     pub(crate) fn name(&self) -> String {
         match &self.version {
             Some(version) => format!("{} {version}", self.tool),
@@ -67,7 +68,7 @@ impl ToolRow {
         }
     }
 
-    /// `iperf3 1.05`: the tool and our ratio to it.
+    /// Returns the tool and our ratio to it: `iperf3 1.05`.
     pub(crate) fn short(&self) -> String {
         match self.ratio {
             Some(ratio) => format!("{} {ratio:.2}", self.tool),

@@ -1,4 +1,4 @@
-//! The options that say whom to trust.
+//! The options of trust: tokens and certificates.
 
 use std::ffi::OsString;
 use std::path::{Path, PathBuf};
@@ -12,39 +12,41 @@ use crate::case::Wait;
 use crate::failure::Failure;
 use crate::terminal::print::say;
 
-/// Whom an endpoint accepts, and what it shows.
+/// Which peers an endpoint accepts, and how it authenticates itself.
 #[derive(Clone, Debug, Default, clap::Args)]
 pub(crate) struct Trust {
-    /// A file that holds the secret which both ends know
+    /// A file with the secret that both ends share
     #[arg(long, value_name = "FILE", help_heading = "Security")]
     token_file: Option<PathBuf>,
-    /// This end's certificate for tls:// and towlines://, and those between it and the authority, as PEM
+    /// This end's certificate chain for tls:// and towlines://, as PEM
     #[arg(long, value_name = "FILE", requires = "key", help_heading = "Security")]
     cert: Option<PathBuf>,
     /// The certificate's private key, as PEM
     #[arg(long, value_name = "FILE", requires = "cert", help_heading = "Security")]
     key: Option<PathBuf>,
-    /// The authority that signed the other end's certificate, as PEM; a listener then lets in only whom it signed
+    /// The authority that signed the other end's certificate, as PEM; a listener then accepts only peers that
+    /// it signed
     #[arg(long, value_name = "FILE", help_heading = "Security")]
     ca: Option<PathBuf>,
-    /// Go without a secret beyond this machine
+    /// Allow connections beyond this host without a token or TLS
     #[arg(long, help_heading = "Security")]
     insecure: bool,
-    /// Trust every process of this user on this host as if it knew the secret: over shm, memory in arenas is handed over to it
+    /// Trust every process of this user on this host as if it had the token: shm then hands over memory in
+    /// arenas to it
     #[arg(long, help_heading = "Security")]
     trust_user: bool,
-    /// Keeps the files of a throw-away certificate.
+    /// Holds the files of a temporary certificate.
     #[arg(skip)]
     _thrown_away: Option<Arc<TempDir>>,
 }
 
 impl Trust {
-    /// An endpoint with these settings; a file that cannot be used is wrong usage.
+    /// Returns an endpoint with these settings; a file that cannot be used is wrong usage.
     pub(crate) fn endpoint(&self, wait: Wait) -> Result<Endpoint, Failure> {
         Ok(self.builder(wait)?.build()?)
     }
 
-    /// The same on the command line of another process of this program.
+    /// Returns these options as arguments of another process of this program.
     pub(crate) fn arguments(&self) -> Vec<OsString> {
         let files = [
             ("--token-file", &self.token_file),
@@ -58,18 +60,18 @@ impl Trust {
         named.flatten().chain(set).collect()
     }
 
-    /// The part of them that a serving side of one run needs, whose address nobody else knows.
+    /// Returns the options for the serving side of a run, whose address only this process has.
     pub(crate) fn serving_arguments(&self, over_tls: bool) -> Vec<OsString> {
         let tls = if over_tls { self.clone() } else { Self::default() };
         let own = Self { token_file: None, insecure: false, trust_user: self.trust_user, ..tls };
         own.arguments()
     }
 
-    /// Refuses settings of TLS where nothing goes over it: whoever gave them believes that it does.
+    /// Refuses TLS options if the address is not encrypted.
     pub(crate) fn check(&self, address: &Address) -> Result<(), Failure> {
         if self.settles_tls() && !address.scheme().is_encrypted() {
             return Err(Failure::usage(format!(
-                "{address} is not encrypted, and --cert, --key and --ca mean nothing there: use tls:// or towlines://, or leave \
+                "{address} is not encrypted, and --cert, --key and --ca do not apply: use tls:// or towlines://, or leave \
                  them out"
             )));
         }
@@ -77,7 +79,7 @@ impl Trust {
         Ok(())
     }
 
-    /// Warns of what is weak.
+    /// Warns about weak settings.
     fn warn(&self) {
         if let Some(warning) = self.token_file.as_deref().and_then(token::warning) {
             say(warning);
@@ -88,8 +90,8 @@ impl Trust {
         self.cert.is_some() || self.ca.is_some()
     }
 
-    /// The same for the processes of one run on this machine, which trust each other; `over_tls`, with a certificate that is
-    /// gone with this.
+    /// Returns the settings for the processes of one run on this machine, which trust each other. With
+    /// `over_tls` they have a temporary certificate, which is deleted when this is dropped.
     pub(crate) fn within_one_run(&self, over_tls: bool) -> Result<Self, Failure> {
         if self.settles_tls() {
             let why = "--cert, --key and --ca go with --connect: a run of its own has a certificate of its own where it needs one";
@@ -114,7 +116,7 @@ impl Trust {
         Ok(Self { ca: cert.clone(), cert, key, _thrown_away: Some(Arc::new(directory)), ..among_us })
     }
 
-    /// The settings of such an endpoint.
+    /// Returns a builder with these settings.
     pub(crate) fn builder(&self, wait: Wait) -> Result<Builder, Failure> {
         let mut builder =
             Endpoint::builder().wait(wait.into()).insecure(self.insecure).trust_user(self.trust_user);
@@ -127,7 +129,7 @@ impl Trust {
         Ok(builder)
     }
 
-    /// Reads the files anew, for the connections of `endpoint` to come; where that fails, nothing changes.
+    /// Reads the files again, for future connections of `endpoint`. If that fails, nothing changes.
     pub(crate) fn renew(&self, endpoint: &Endpoint) -> Result<(), Failure> {
         Ok(endpoint.renew(self.token()?, self.tls()?)?)
     }
@@ -156,14 +158,14 @@ fn read(option: &str, file: &Path) -> Result<Vec<u8>, Failure> {
     std::fs::read(file).map_err(|error| Failure::usage(format!("{option} {}: {error}", file.display())))
 }
 
-/// A certificate that signed itself, and its key, as PEM.
+/// A self-signed certificate and its key, as PEM.
 #[derive(Debug)]
 pub(crate) struct Certificate {
     pub(crate) chain: String,
     pub(crate) key: String,
 }
 
-/// For one use, at these names and addresses.
+/// Makes a certificate for these names and addresses, for one use.
 pub(crate) fn throw_away_certificate(
     names: impl IntoIterator<Item = &'static str>,
 ) -> Result<Certificate, rcgen::Error> {

@@ -1,4 +1,4 @@
-//! What the libraries report through `tracing`, written to stderr: by `-v`, by `RUST_LOG`, or what the command shows by default.
+//! The log of the libraries (`tracing`) on stderr: by `-v`, by `RUST_LOG`, or by the command's default.
 
 use std::fmt;
 use std::io::{self, Write};
@@ -15,23 +15,23 @@ use tracing_subscriber::util::SubscriberInitExt;
 
 use crate::failure::Failure;
 
-/// Peers that come, go and are refused.
+/// Peers that connect, leave, or are refused.
 pub(crate) const WITH_PEERS: &str = "warn,towline::peer=info";
-/// What no command hides.
+/// The default of other commands.
 pub(crate) const WARNINGS: &str = "warn";
 
-/// The environment variable that says the same as `-v`, by target.
+/// The environment variable that sets the log by target.
 const VARIABLE: &str = "RUST_LOG";
 
-/// By default at most this many lines are written at once,
+/// The default limit of lines at once.
 const LINES_MAX: f64 = 20.0;
-/// and this many in a second.
+/// The default limit of lines a second.
 const LINES_PER_S: f64 = 10.0;
 
-/// The directives that `-v` stands for, for processes that this one starts.
+/// The directives of `-v`, for child processes.
 static ASKED_FOR: OnceLock<&str> = OnceLock::new();
 
-/// How much to tell on stderr.
+/// What to log on stderr.
 #[derive(Clone, Copy, Debug, clap::Args)]
 pub(crate) struct Verbosity {
     /// Log to stderr: -v connections and peers, -vv why each path was chosen, -vvv everything. Without it RUST_LOG says
@@ -41,7 +41,7 @@ pub(crate) struct Verbosity {
 }
 
 impl Verbosity {
-    /// Starts to log: what `-v` asks for, else what `RUST_LOG` does, else `usual`, briefly and with a bound.
+    /// Starts the log: by `-v`, else by `RUST_LOG`, else by `usual` with a short format and a limit.
     pub(crate) fn start(self, usual: &str) -> Result<(), Failure> {
         let asked_for = match self.verbose {
             0 => None,
@@ -61,7 +61,7 @@ impl Verbosity {
     }
 }
 
-/// What the environment of a child of this process must say, so that it logs what this one does.
+/// Returns the environment variable for child processes, so that they log the same.
 pub(crate) fn environment() -> Option<(&'static str, &'static str)> {
     ASKED_FOR.get().map(|directives| (VARIABLE, *directives))
 }
@@ -72,7 +72,7 @@ fn start(directives: &str, in_full: bool) -> Result<(), Failure> {
         Failure::usage(format!("{VARIABLE}={directives}: {error}: {forms}"))
     })?;
     let registry = tracing_subscriber::registry().with(targets);
-    // Whether anybody reads stderr is no concern of the command's: the layer would panic over it.
+    // A failed write to stderr is ignored: the layer would panic otherwise.
     let layer = layer().with_ansi(false).log_internal_errors(false);
     let started = if in_full {
         registry.with(layer.with_writer(io::stderr)).try_init()
@@ -82,7 +82,7 @@ fn start(directives: &str, in_full: bool) -> Result<(), Failure> {
     started.map_err(|error| Failure::run(format!("the log: {error}")))
 }
 
-/// An event as a sentence of the command's, without time, level and spans.
+/// Formats an event as a sentence, without time, level and spans.
 struct Brief;
 
 impl<S, N> FormatEvent<S, N> for Brief
@@ -102,8 +102,8 @@ where
     }
 }
 
-/// Stderr, for so many lines a second: peers that nobody knows must not fill a disk. What is left out is counted, and the
-/// next line says how many there were.
+/// Stderr with a limit of lines a second: unauthenticated peers must not fill a disk. Omitted lines are
+/// counted, and the next line gives their number.
 #[derive(Debug, Default)]
 struct Bounded(Mutex<LineLimit>);
 
@@ -121,7 +121,7 @@ impl Default for LineLimit {
 }
 
 impl LineLimit {
-    /// Takes a line at `now`. `None`: it is left out. Otherwise how many were, before it.
+    /// Takes a line at `now`. Returns `None` if it is to be omitted, else the number of lines omitted before.
     fn take(&mut self, now: Instant) -> Option<u64> {
         let passed = now.saturating_duration_since(self.since).as_secs_f64();
         self.lines = (self.lines + passed * LINES_PER_S).min(LINES_MAX);

@@ -8,7 +8,7 @@ use super::output_file::OutputFile;
 use super::print::print;
 use crate::failure::Failure;
 
-/// The options that every command's result takes.
+/// The output options of every command.
 #[derive(Clone, Debug, Default, clap::Args)]
 pub(crate) struct Output {
     /// Print the result as JSON, and nothing else
@@ -20,27 +20,27 @@ pub(crate) struct Output {
 }
 
 impl Output {
-    /// Whether stdout is for the document.
+    /// Returns true if stdout is for the document.
     pub(crate) fn is_on_stdout(&self) -> bool {
         self.json
     }
 
-    /// Whether anybody wants the document.
+    /// Returns true if a document is requested.
     pub(crate) fn is_asked_for(&self) -> bool {
         self.json || self.json_file.is_some()
     }
 
-    /// Refuses a file that cannot be written, before the work.
+    /// Refuses a file that cannot be written, before the run.
     pub(crate) fn check(&self) -> Result<(), Failure> {
         self.json_file.as_ref().map_or(Ok(()), OutputFile::check)
     }
 
-    /// The file that the document goes to.
+    /// Returns the file of the document.
     pub(crate) fn file(&self) -> Option<&OutputFile> {
         self.json_file.as_ref()
     }
 
-    /// Gives `document` to whom it was promised; people get what `text` writes.
+    /// Writes `document` to its file and, if requested, to stdout; otherwise `text` writes to stdout.
     pub(crate) fn give<T: Serialize>(
         &self,
         document: &T,

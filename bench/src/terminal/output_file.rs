@@ -1,8 +1,8 @@
-//! A file that an option of the command names, and what a run leaves there.
+//! An output file of the command.
 //!
-//! The one rule: after a run the file holds that run's document, or is not there. A run that fails before it has a document
-//! leaves one that says `"complete": false` and the error; no run leaves the document of an older one. Two ends leave what
-//! was there: a command line that is refused before the file is checked, and a process that is killed.
+//! After a run the file holds that run's document, or does not exist. A run that fails before it has a document
+//! writes one with `"complete": false` and the error, so no document of an older run remains. The file stays
+//! unchanged in two cases: the command line is refused before the file is checked, or the process is killed.
 
 use std::fs::{self, OpenOptions, Permissions};
 use std::io::{self, ErrorKind, Write};
@@ -23,13 +23,13 @@ use crate::failure::Failure;
 pub(crate) struct OutputFile {
     option: &'static str,
     path: PathBuf,
-    /// Whether its document is JSON.
+    /// True if its document is JSON.
     json: bool,
-    /// Whether the file was checked and not yet written: what it holds is older than this run.
+    /// True if the file was checked and not yet written: its content is older than this run.
     pending: Arc<AtomicBool>,
 }
 
-/// The document of a run that failed before it had one.
+/// The document of a run that failed before it had a result.
 #[derive(Debug, Serialize)]
 struct Failed {
     schema: u32,
@@ -52,18 +52,18 @@ impl OutputFile {
         Self { option, path, json, pending: Arc::default() }
     }
 
-    /// Whether `path` leads to this file.
+    /// Returns true if `path` is this file.
     pub(crate) fn is(&self, path: &Path) -> bool {
         let known = |path: &Path| path.canonicalize().unwrap_or_else(|_| path.to_owned());
         known(&self.path) == known(path)
     }
 
-    /// Whether it is `-` of a page: stdout.
+    /// Returns true if it is `-`: stdout.
     pub(crate) fn is_stdout(&self) -> bool {
         !self.json && self.path.as_os_str() == "-"
     }
 
-    /// Refuses a file that cannot be written, before the work. What is there stays for now.
+    /// Refuses a file that cannot be written, before the run. The old content stays for now.
     pub(crate) fn check(&self) -> Result<(), Failure> {
         if self.is_stdout() {
             return Ok(());
@@ -82,7 +82,7 @@ impl OutputFile {
         Ok(())
     }
 
-    /// Writes the file anew, whole or not at all: a reader meanwhile finds what was there.
+    /// Replaces the file as a whole or not at all: a reader meanwhile finds the old content.
     pub(crate) fn write(&self, text: &str) -> Result<(), Failure> {
         if self.is_stdout() {
             return print(|out| out.write_all(text.as_bytes()));
@@ -92,7 +92,7 @@ impl OutputFile {
         Ok(())
     }
 
-    /// Replaces what is older than this run, which failed: by a document that says so, or by nothing.
+    /// Replaces content that is older than this failed run by a document with the error, or removes it.
     pub(crate) fn fail(&self, failure: &Failure) {
         if !self.pending.load(Ordering::Relaxed) {
             return;
@@ -102,7 +102,7 @@ impl OutputFile {
         if document.is_some_and(|text| self.write(&(text + "\n")).is_ok()) {
             return;
         }
-        // A pipe or a device keeps nothing.
+        // A pipe or a device has no content to remove.
         let older = self.path.canonicalize().ok().filter(|path| path.is_file());
         if let Some(Err(error)) = older.map(fs::remove_file) {
             say(format_args!("{}, which may hold an earlier run", self.sentence(&error)));
@@ -115,20 +115,20 @@ impl OutputFile {
 }
 
 fn replace(path: &Path, bytes: &[u8]) -> io::Result<()> {
-    // A link stays, and what it names is replaced.
+    // A symbolic link stays, and its target is replaced.
     let path = path.canonicalize().unwrap_or_else(|_| path.to_owned());
     let Some(mut file) = beside(&path)? else { return fs::write(path, bytes) };
     file.write_all(bytes)?;
     file.as_file().sync_all()?;
     match file.persist(&path) {
-        // A file that is mounted by itself, as into a container, takes no other's place.
+        // A file that is a mount point, as in a container, cannot be replaced by a rename.
         Err(error) if error.error.kind() == ErrorKind::ResourceBusy => fs::write(path, bytes),
         persisted => Ok(persisted.map(drop)?),
     }
 }
 
-/// A temporary file beside `path`, with the permissions of what is there. Nothing where `path` must be written as it is: a pipe
-/// or a device, or a file in a folder that takes no others.
+/// Creates a temporary file beside `path`, with the permissions of the old file. Returns `None` if `path`
+/// must be written in place: a pipe or a device, or a file in a folder that is not writable.
 fn beside(path: &Path) -> io::Result<Option<NamedTempFile>> {
     let there = match fs::metadata(path) {
         Ok(there) if !there.is_file() => return Ok(None),
@@ -138,7 +138,7 @@ fn beside(path: &Path) -> io::Result<Option<NamedTempFile>> {
     };
     let folder =
         path.parent().filter(|folder| !folder.as_os_str().is_empty()).unwrap_or_else(|| Path::new("."));
-    // Less what the user's mask takes, as of any new file.
+    // The umask applies, as to any new file.
     let usual = Permissions::from_mode(0o666);
     let made = tempfile::Builder::new().prefix(".towline-").permissions(usual).tempfile_in(folder);
     match (made, there) {

@@ -1,4 +1,4 @@
-//! Writes results to stdout and sentences to stderr, without a panic where nothing reads them.
+//! Writes results to stdout and sentences to stderr, without a panic if a write fails.
 
 use std::fmt;
 use std::io::{self, ErrorKind, Write};
@@ -7,7 +7,7 @@ use rustix::process::{Resource, getrlimit};
 
 use crate::failure::Failure;
 
-/// Writes a result to stdout. Whoever reads may have seen enough, which is no failure.
+/// Writes a result to stdout. A reader that closes the pipe early is no failure.
 pub(crate) fn print(text: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> Result<(), Failure> {
     let mut out = io::stdout().lock();
     match text(&mut out).and_then(|()| out.flush()) {
@@ -16,13 +16,13 @@ pub(crate) fn print(text: impl FnOnce(&mut dyn Write) -> io::Result<()>) -> Resu
     }
 }
 
-/// Says a sentence on stderr. Whether anybody reads it is no concern of the command's: `eprintln!` would panic where stderr
-/// is a pipe without a reader, or a full disk.
+/// Writes a sentence to stderr, and ignores failures: `eprintln!` would panic if stderr is a closed pipe or a
+/// full disk.
 pub(crate) fn say(sentence: impl fmt::Display) {
     let _ = writeln!(io::stderr(), "towline: {sentence}");
 }
 
-/// Why a write failed, with the limit where that is why.
+/// Returns why a write failed, with the limit on file sizes if that is the reason.
 pub(crate) fn reason(error: &io::Error) -> String {
     match getrlimit(Resource::Fsize).current {
         Some(limit) if error.kind() == ErrorKind::FileTooLarge => {

@@ -1,12 +1,12 @@
-//! What is going on, on stderr: one line that changes on a terminal, a line now and then elsewhere.
+//! The progress of a run on stderr: one changing line on a terminal, a line every few seconds elsewhere.
 
 use std::io::{IsTerminal, Write, stderr};
 use std::time::{Duration, Instant};
 
-/// How often a line is written where it cannot be replaced.
+/// How often a line is written if it cannot be replaced.
 const EVERY: Duration = Duration::from_secs(5);
 
-/// The present state of a long run.
+/// The progress of a long run.
 #[derive(Debug)]
 pub(crate) struct Progress {
     terminal: bool,
@@ -19,9 +19,9 @@ impl Progress {
         Self { terminal: stderr().is_terminal(), told: Instant::now(), shown: false }
     }
 
-    /// Shows `line` if it is time to.
+    /// Shows `line`, if it is time to.
     pub(crate) fn tell(&mut self, line: &str) {
-        // Nothing depends on whether anybody reads it.
+        // Failures to write are ignored.
         if self.terminal {
             let _ = write!(stderr(), "\r\x1b[K{line}");
             self.shown = true;

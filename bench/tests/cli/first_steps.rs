@@ -101,9 +101,9 @@ fn the_wrong_kind_of_peer_is_named() {
         (format!("top {port} --once"), "the other end is no scheduler, but a worker"),
         (
             format!("explain {scheduling}"),
-            "the other end is no `towline serve`, but a scheduler of the task runtime: `towline top` connects to it",
+            "the other end is not `towline serve` but a scheduler of the task runtime: `towline top` connects to it",
         ),
-        (format!("explain {port}"), "the other end is no `towline serve`, but a worker of the task runtime"),
+        (format!("explain {port}"), "the other end is not `towline serve` but a worker of the task runtime"),
         (format!("bench --pattern latency --connect {scheduling}"), "no `towline serve`, but a scheduler"),
     ] {
         let finished = towline(&line.split_whitespace().collect::<Vec<_>>());
@@ -136,7 +136,7 @@ fn a_token_is_made_for_its_owner_alone_and_a_short_one_is_warned_of() {
         let explain = towline(&["explain", &address, "--token-file", file]);
         explain.exits_with(0);
         let warnings =
-            explain.err.matches("can be guessed by whoever answers one handshake: `towline token").count();
+            explain.err.matches("can be guessed by a peer that answers one handshake: `towline token").count();
         assert_eq!(warnings, usize::from(is_warned_of), "{}", explain.err);
     }
 }

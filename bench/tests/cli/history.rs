@@ -83,5 +83,5 @@ fn an_earlier_run_of_something_else_is_refused_before_anything_runs() {
     let other = bench(&format!("--transport mem --pattern latency --compare {name}"));
     other.is_wrong_usage("it has no row of this run: mem bandwidth 65536 adaptive");
     fs::write(&file.0, "hello").unwrap();
-    bench(&format!("{LINE} --compare {name}")).is_wrong_usage("it is no JSON");
+    bench(&format!("{LINE} --compare {name}")).is_wrong_usage("it is not JSON");
 }

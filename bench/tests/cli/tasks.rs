@@ -41,11 +41,11 @@ fn a_shuffle_counts_what_goes_from_worker_to_worker_beside_a_plain_copy() {
 #[test]
 fn what_means_nothing_to_tasks_is_refused() {
     for (line, says) in [
-        ("--pattern tasks --size 8", "--size means nothing to the pattern tasks: its tasks are empty"),
+        ("--pattern tasks --size 8", "--size does not apply to the pattern tasks: its tasks are empty"),
         ("--pattern shuffle --size 255", "16 blocks of 16 parts are more than 255"),
         ("--pattern tasks,incast --workers 200", "at most 64 with the pattern incast"),
         ("--pattern bandwidth --window 70000", "at most 65536 with the pattern bandwidth"),
-        ("--pattern tasks --rate 5", "--rate means nothing to the pattern tasks"),
+        ("--pattern tasks --rate 5", "--rate does not apply to the pattern tasks"),
     ] {
         bench(&format!("--transport mem {line}")).is_wrong_usage(says);
     }

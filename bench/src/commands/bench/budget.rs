@@ -1,4 +1,4 @@
-//! How long a run measures: what it plans, and which part of that each case gets.
+//! The time of a run, and the part of it that each case gets.
 
 use std::fmt;
 use std::time::Duration;
@@ -6,22 +6,23 @@ use std::time::Duration;
 use super::options::Options;
 use crate::case::{Case, Pace, Pattern, Wait};
 
-/// What a run without options plans to take, and after which time it measures nothing more. Between the two is what a busy host
-/// may cost; after that a few seconds are left to end in.
+/// The planned time of a run without options, and the time after which it measures nothing more. A busy host
+/// may use the time between the two. The seconds left to a minute are for the end.
 const DEFAULT_RUN: Duration = Duration::from_secs(48);
 const DEFAULT_END: Duration = Duration::from_secs(56);
 
-/// What one repeat may take in such a run, so that a hang leaves time for the other cases.
+/// The longest repeat in such a run, so that a hang leaves time for the other cases.
 const DEFAULT_REPEAT_MAX: Duration = Duration::from_secs(10);
 
-/// How often a case is measured where `--repeat` does not say.
+/// The default of `--repeat`.
 const REPEATS: u32 = 3;
 
-/// What a repeat takes beside its measurements: a process is started, memory is warmed. And what each further process takes.
+/// The time of a repeat besides its measurements (starting a process, warming memory), and that of each
+/// further process.
 const OVERHEAD: Duration = Duration::from_millis(250);
 const WORKER_OVERHEAD: Duration = Duration::from_millis(30);
 
-/// About what one repeat of `case` takes, with so many tools of others.
+/// Returns the approximate time of one repeat of `case`, with that many peer tools.
 fn repeat_time(pace: Pace, case: &Case, tools: u32) -> Duration {
     let measuring = pace.warmup + pace.duration;
     overhead(case) + measuring + ceilings(case) * pace.ceiling() + tools * (OVERHEAD + measuring)
@@ -31,7 +32,7 @@ fn overhead(case: &Case) -> Duration {
     OVERHEAD + case.workers.saturating_sub(2) as u32 * WORKER_OVERHEAD
 }
 
-/// How many ceilings stand beside `case`, as far as it tells before it runs.
+/// Returns the number of ceilings beside `case`, as far as it is known before the run.
 fn ceilings(case: &Case) -> u32 {
     let memcpy = matches!(case.pattern, Pattern::Bandwidth | Pattern::Get | Pattern::Put | Pattern::Shuffle);
     let without_sockets = case.pattern.is_of_tasks()
@@ -46,24 +47,24 @@ fn ceilings(case: &Case) -> u32 {
     u32::from(memcpy) + others
 }
 
-/// The time of a run, all of it counted from the run's start.
+/// The time of a run, counted from its start.
 #[derive(Clone, Debug)]
 pub(crate) struct Budget {
     pub(super) pace: Pace,
-    /// How often each case is measured, at most.
+    /// The most repeats of a case.
     pub(super) repeats: u32,
-    /// About what all of it takes on a quiet host.
+    /// The approximate time of the whole run on a quiet host.
     planned: Duration,
-    /// About what a repeat of each case takes.
+    /// The approximate time of a repeat of each case.
     each: Vec<Duration>,
-    /// Repeats are left out so that the run takes no longer. None where their number was asked for.
+    /// Repeats are left out so that the run does not exceed this. `None` if `--repeat` sets their number.
     adapts_to: Option<Duration>,
     /// Nothing is measured after this.
     end: Option<Duration>,
 }
 
 impl Budget {
-    /// For `cases`, each with the number of tools that run beside it.
+    /// Plans `cases`, each with the number of tools that run beside it.
     pub(super) fn of(options: &Options, cases: &[(&Case, u32)]) -> Self {
         let repeats = options.repeat.unwrap_or(REPEATS);
         let is_default = is_default(options);
@@ -75,14 +76,15 @@ impl Budget {
         let planned = each.iter().sum::<Duration>() * repeats;
         let adapts_to = match (is_default, options.repeat) {
             (true, _) => Some(DEFAULT_END),
-            // A host that is a little slower than planned is no reason to measure less.
+            // A host that is a little slower than planned still measures all repeats.
             (false, None) => Some(planned.mul_f64(1.5) + Duration::from_secs(2)),
             (false, Some(_)) => None,
         };
         Self { pace, repeats, planned, each, adapts_to, end: is_default.then_some(DEFAULT_END) }
     }
 
-    /// The repeats of the next of `left` cases, `now`: its share of the time left is its share of what is planned.
+    /// Returns the budget of the next of `left` cases: its share of the remaining time is its share of the
+    /// planned time.
     pub(super) fn case(&self, now: Duration, left: usize) -> CaseBudget<'_> {
         let planned = &self.each[self.each.len().saturating_sub(left)..];
         let of_others: Duration = planned.iter().skip(1).sum();
@@ -107,11 +109,11 @@ impl fmt::Display for Budget {
     }
 }
 
-/// The repeats of one case, as many as there is time for, and at least one.
+/// The repeats of one case: as many as there is time for, and at least one.
 #[derive(Debug)]
 pub(super) struct CaseBudget<'a> {
     budget: &'a Budget,
-    /// This case's part of what is planned for it and the cases after it, and a repeat of each of those.
+    /// This case's share of the time planned from here on, and the time of one repeat of each later case.
     share: f64,
     of_others: Duration,
     until: Option<Duration>,
@@ -120,26 +122,27 @@ pub(super) struct CaseBudget<'a> {
 }
 
 impl CaseBudget<'_> {
-    /// Whether another repeat is to begin `now`.
+    /// Returns true if another repeat is to start.
     pub(super) fn goes_on(&self, now: Duration) -> bool {
         let has_time = || self.until.is_none_or(|until| now + self.longest <= until);
         self.done < self.budget.repeats && (self.done == 0 || has_time())
     }
 
-    /// What a repeat that begins `now` may take: its share of what is left, or all of it but a repeat for each other case.
+    /// Returns the limit of a repeat that starts now: its share of the remaining time, or all of it but a
+    /// repeat of each later case.
     pub(super) fn limit(&self, now: Duration) -> Option<Duration> {
         let remaining = self.budget.end?.saturating_sub(now);
         let lent = remaining.saturating_sub(self.of_others);
         Some(remaining.mul_f64(self.share).max(lent).min(DEFAULT_REPEAT_MAX))
     }
 
-    /// A repeat has ended.
+    /// Records that a repeat has ended.
     pub(super) fn took(&mut self, time: Duration) {
         self.done += 1;
         self.longest = self.longest.max(time);
     }
 
-    /// That repeats were left out, if so.
+    /// Returns a remark if repeats were left out.
     pub(super) fn note(&self) -> Option<String> {
         let repeats = self.budget.repeats;
         (self.done < repeats)
@@ -147,7 +150,7 @@ impl CaseBudget<'_> {
     }
 }
 
-/// Whether nothing is asked for that says what is measured, or for how long.
+/// Returns true if no option sets what is measured, or for how long.
 fn is_default(options: &Options) -> bool {
     options.transport.is_empty()
         && options.pattern.is_empty()
@@ -164,10 +167,10 @@ fn pace(options: &Options, duration: Duration) -> Pace {
     Pace { warmup: options.warmup.unwrap_or(duration / 5), duration }
 }
 
-/// The pace of a run without options at which one repeat of all cases takes `round`, or less where that would be long.
+/// Returns the pace of a run without options at which one repeat of all cases takes `round`, within bounds.
 fn pace_within(round: Duration, cases: &[(&Case, u32)]) -> Pace {
     let fixed: Duration = cases.iter().map(|(case, _)| overhead(case)).sum();
-    // In durations: the measurement, a fifth to warm up, a third for each ceiling.
+    // In units of the duration: the measurement, a fifth to warm up, a third for each ceiling.
     let parts: f64 = cases.iter().map(|(case, _)| 1.2 + f64::from(ceilings(case)) / 3.0).sum();
     let duration = round.saturating_sub(fixed).div_f64(parts.max(1.0));
     let duration = duration.clamp(Duration::from_millis(20), Duration::from_millis(500));
@@ -189,8 +192,8 @@ mod tests {
         Budget::of(&options(line), &cases.iter().map(|case| (case, 0)).collect::<Vec<_>>())
     }
 
-    /// When a run of `count` cases ends, how many repeats each has, and how many were cut off, where repeats take what `takes`
-    /// says.
+    /// Simulates a run of `count` cases whose repeats take what `takes` returns: its end, the repeats of each
+    /// case, and the number of repeats that were cut off.
     fn run(budget: &Budget, count: usize, takes: impl Fn(usize) -> Duration) -> (Duration, Vec<u32>, usize) {
         let (mut now, mut repeats, mut cut_off) = (Duration::ZERO, Vec::new(), 0);
         for at in 0..count {

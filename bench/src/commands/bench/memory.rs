@@ -4,10 +4,10 @@ use std::fmt;
 
 use towline::AvailableMemory;
 
-/// What a process takes.
+/// The memory of a process.
 pub(super) const PROCESS_BYTES: usize = 4 << 20;
 
-/// What there is for measuring.
+/// The available memory, and what limits it.
 #[derive(Debug)]
 pub(super) struct Memory {
     pub(super) bytes: u64,
@@ -22,7 +22,7 @@ impl Memory {
         })
     }
 
-    /// Whether it has room for `bytes`, and some to spare.
+    /// Returns true if there is room for `bytes`, and a fifth to spare.
     pub(super) fn fits(&self, bytes: Option<usize>) -> bool {
         bytes.is_some_and(|bytes| bytes as u64 <= self.bytes / 5 * 4)
     }

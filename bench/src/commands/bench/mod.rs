@@ -51,16 +51,16 @@ pub(crate) async fn run(options: &Options, shutdown: &Shutdown) -> Result<(), Fa
     report.warnings.iter().skip(told).for_each(say);
     let given = options.output.give(&report, |out: &mut dyn Write| {
         if options.html.is_on_stdout() || report.results.iter().all(|row| row.error.is_some()) {
-            // Stdout is for the page, or what failed was told, and there is nothing else.
+            // Stdout is for the page, or every case failed and there is nothing to print.
             return Ok(());
         }
         table::write(out, &report)
     });
-    // Each is written whatever became of the others.
+    // Each file is written even if another one fails.
     let (drawn, saved) = (options.html.write(&report), options.history.save(&report));
     given.and(drawn).and(saved)?;
     if matches!(measured, Err(Failure::Interrupted(_))) {
-        // What was not measured would count as broken.
+        // Unmeasured rows would count as failed assertions.
         return measured;
     }
     let compared = options.history.judge(earlier.as_ref(), &report);
@@ -68,7 +68,7 @@ pub(crate) async fn run(options: &Options, shutdown: &Shutdown) -> Result<(), Fa
     measured.and(judged).and(compared)
 }
 
-/// What is known before anything is measured.
+/// The state before anything is measured.
 struct Prepared {
     trust: Trust,
     plan: Plan,
@@ -77,7 +77,7 @@ struct Prepared {
     fingerprint: Fingerprint,
 }
 
-/// Waits for the peer of `--connect`, where `--wait-for` asks for that.
+/// Waits for the peer of `--connect`, if `--wait-for` is given.
 async fn wait(options: &Options, endpoint: &Endpoint) -> Result<(), Failure> {
     let wait_for = options.wait_for;
     match &options.connect {
@@ -91,7 +91,7 @@ async fn wait(options: &Options, endpoint: &Endpoint) -> Result<(), Failure> {
     }
 }
 
-/// Refuses what cannot be done, before the work.
+/// Refuses impossible requests before the run.
 async fn prepare(options: &Options) -> Result<Prepared, Failure> {
     if options.html.is_on_stdout() && options.output.is_on_stdout() {
         return Err(Failure::usage("--html - and --json: both want stdout: write one of them to a file"));
@@ -117,8 +117,8 @@ async fn prepare(options: &Options) -> Result<Prepared, Failure> {
     Ok(Prepared { trust, plan, peer_tools, earlier, fingerprint })
 }
 
-/// Every case, each repeat in turn with its ceilings and with the peers' tools. Each row is told once it is there. A case that
-/// fails is a row that says why, and the others go on; an interruption is the last row.
+/// Measures every case, each repeat in turn with its ceilings and the peer tools, and reports each row at
+/// once. A case that fails is a row with an error, and the others continue. An interruption is the last row.
 async fn measure(
     options: &Options,
     trust: &Trust,
@@ -160,14 +160,15 @@ async fn measure(
     let why = format!("{failed} of {count} cases failed");
     let outcome = match failed {
         0 => Ok(()),
-        // None of what was asked for makes sense here.
+        // None of the cases is possible here.
         _ if refused == count => Err(Failure::usage(why)),
         _ => Err(Failure::run(why)),
     };
     (rows, outcome)
 }
 
-/// As many repeats as there is time for. One that takes too long fails the case if it is the first, and is left out otherwise.
+/// Measures as many repeats as there is time for. A repeat that takes too long fails the case if it is the
+/// first, and is left out otherwise.
 async fn measure_case(
     case: &Case,
     at: &str,
@@ -209,7 +210,7 @@ async fn measure_case(
     Ok(row)
 }
 
-/// Every assertion's verdict on stderr; one that does not hold fails the run.
+/// Writes every assertion's verdict to stderr; a broken assertion fails the run.
 fn judge(assertions: &[Assertion], rows: &[Row]) -> Result<(), Failure> {
     let mut broken = 0;
     for assertion in assertions {

@@ -1,4 +1,4 @@
-//! What is asked for, expanded into cases, each of which can be met: what cannot is refused here, before anything runs.
+//! Expands the options into cases. An impossible request is refused here, before the run.
 
 use towline::Endpoint;
 
@@ -15,20 +15,20 @@ use crate::data::units::Size;
 use crate::failure::Failure;
 use crate::results::row::Row;
 
-/// The memory of all messages in flight, unless a window is asked for.
+/// The memory of all messages in flight, unless `--window` is given.
 const WINDOW_BYTES_MAX: usize = 256 << 20;
 
 /// What both rings of a connection over shm take.
 const RINGS_BYTES: usize = 640 << 10;
 
-/// How many send at once where `--workers` does not say, and how many may.
+/// The default of `--workers`, and its maximum.
 const WORKERS: u32 = 4;
 const WORKERS_MAX: u32 = 64;
 
-/// Messages in flight that can be asked for.
+/// The maximum of `--window`.
 const WINDOW_MAX: u32 = 65_536;
 
-/// Everything that will be measured.
+/// All cases of a run.
 #[derive(Debug)]
 pub(crate) struct Plan {
     pub(crate) cases: Vec<Case>,
@@ -36,7 +36,7 @@ pub(crate) struct Plan {
 }
 
 impl Plan {
-    /// The cases of `options`, on a machine where `endpoint` lives.
+    /// Plans the cases of `options`, with the transports of `endpoint`.
     pub(crate) async fn make(options: &Options, endpoint: &Endpoint) -> Result<Self, Failure> {
         let mut transports = transports(options, &endpoint.backends())?;
         set_streams(options.streams, &mut transports)?;
@@ -63,7 +63,7 @@ impl Plan {
     }
 }
 
-/// Every combination, in the order of the options.
+/// Returns every combination, in the order of the options.
 pub(super) fn expand(
     options: &Options,
     transports: &[Transport],
@@ -78,36 +78,36 @@ pub(super) fn expand(
     }
     if options.window.is_some() && !patterns.iter().any(|pattern| takes_window(options, *pattern)) {
         return Err(Failure::usage(
-            "--window means nothing to the patterns latency and connect: one is in flight",
+            "--window does not apply to the patterns latency and connect: one message is in flight",
         ));
     }
     let of_tasks_or_alone = |pattern: &Pattern| pattern.is_of_tasks() || !takes_window(options, *pattern);
     if options.buffers.is_some() && patterns.iter().all(of_tasks_or_alone) {
         return Err(Failure::usage(
-            "--buffers means nothing to the patterns latency, connect, tasks and shuffle: no messages share a window there",
+            "--buffers does not apply to the patterns latency, connect, tasks and shuffle: no messages share a window there",
         ));
     }
     if options.frames.is_some() && !patterns.iter().any(|pattern| pattern.takes_frames()) {
         return Err(Failure::usage(
-            "--frames means nothing to the patterns get and put: they move one range",
+            "--frames does not apply to the patterns get and put: they move one range",
         ));
     }
     if options.read && !patterns.iter().any(|pattern| pattern.takes_read()) {
         return Err(Failure::usage(
-            "--read means nothing to the patterns put and connect: nobody takes messages there",
+            "--read does not apply to the patterns put and connect: they have no receiver of messages",
         ));
     }
     let places = options.places();
     if places != Places::default() && !patterns.iter().any(|pattern| pattern.takes_places()) {
         return Err(Failure::usage(
-            "--from, --to and --place mean nothing to the pattern connect: nobody was told of a place there yet",
+            "--from, --to and --place do not apply to the pattern connect: its connections have no place yet",
         ));
     }
     if options.workers.is_some()
         && !patterns.iter().any(|pattern| pattern.takes_workers() || *pattern == Pattern::Tasks)
     {
         return Err(Failure::usage(
-            "--workers means nothing to these patterns: only incast, alltoall and tasks have more than two",
+            "--workers does not apply to these patterns: only incast, alltoall and tasks have more than two",
         ));
     }
     check_of_tasks(options, &patterns)?;
@@ -120,7 +120,7 @@ pub(super) fn expand(
         }
         if options.connect.is_none() && options.workers == Some(1) {
             return Err(Failure::usage(
-                "--pattern alltoall: one worker has nobody to send to: --workers 2 or more",
+                "--pattern alltoall: one worker has no peer: use --workers 2 or more",
             ));
         }
     }
@@ -140,7 +140,7 @@ pub(super) fn expand(
                 let flows = pattern.flows(workers);
                 let beside = beside(transport, workers, flows);
                 let window = match window(options, pattern, flows, size, (memory, beside)) {
-                    // A size that nobody asked for is left out where a smaller one fits.
+                    // A default size that does not fit is left out if a smaller one fits.
                     Err(_) if asked.is_empty() && cases.len() > before => continue,
                     window => window?,
                 };
@@ -166,21 +166,21 @@ pub(super) fn expand(
         }
     }
     if cases.is_empty() {
-        return Err(Failure::usage("no transport is ready on this machine: `towline info` says why"));
+        return Err(Failure::usage("no transport is ready on this machine: `towline info` shows why"));
     }
     Ok(cases)
 }
 
-/// Refuses what means nothing to the patterns of the task runtime, and what only they can have so many of.
+/// Refuses options that do not apply to the task runtime's patterns, and numbers that only those allow.
 fn check_of_tasks(options: &Options, patterns: &[Pattern]) -> Result<(), Failure> {
     if let Some(pattern) = patterns.iter().find(|pattern| pattern.is_of_tasks())
         && options.connect.is_some()
     {
-        let why = "--connect means nothing to the pattern";
+        let why = "--connect does not apply to the pattern";
         return Err(Failure::usage(format!("{why} {}: its workers are started here", pattern.name())));
     }
     if !options.size.is_empty() && patterns.iter().all(|pattern| *pattern == Pattern::Tasks) {
-        return Err(Failure::usage("--size means nothing to the pattern tasks: its tasks are empty"));
+        return Err(Failure::usage("--size does not apply to the pattern tasks: its tasks are empty"));
     }
     if let Some(pattern) = patterns.iter().find(|pattern| **pattern != Pattern::Tasks) {
         let name = pattern.name();
@@ -194,11 +194,11 @@ fn check_of_tasks(options: &Options, patterns: &[Pattern]) -> Result<(), Failure
     Ok(())
 }
 
-/// Refuses `--rate` with what knows no schedule.
+/// Refuses `--rate` with patterns and tools that have no schedule.
 fn check_rate(options: &Options, patterns: &[Pattern]) -> Result<(), Failure> {
     if let Some(pattern) = patterns.iter().find(|pattern| !pattern.takes_rate()) {
         return Err(Failure::usage(format!(
-            "--rate means nothing to the pattern {}: only latency, bandwidth and rate send by a schedule; leave one out",
+            "--rate does not apply to the pattern {}: only latency, bandwidth and rate send by a schedule; leave one out",
             pattern.name()
         )));
     }
@@ -208,7 +208,7 @@ fn check_rate(options: &Options, patterns: &[Pattern]) -> Result<(), Failure> {
     Ok(())
 }
 
-/// What the receiver does with the bytes.
+/// Returns what the receiver checks.
 fn check(options: &Options, pattern: Pattern) -> Check {
     match (options.verify, options.read && pattern.takes_read()) {
         (true, _) => Check::Whole,
@@ -217,18 +217,18 @@ fn check(options: &Options, pattern: Pattern) -> Check {
     }
 }
 
-/// A schedule may have more than one message in flight in every pattern.
+/// With a schedule, every pattern can have more than one message in flight.
 fn takes_window(options: &Options, pattern: Pattern) -> bool {
     pattern.takes_window() || options.rate.is_some()
 }
 
-/// What messages leave from, where that is less than a window of it.
+/// Returns the number of buffers that messages are sent from, if it is less than the window.
 fn buffers(options: &Options, pattern: Pattern, window: usize) -> Option<usize> {
     let asked = options.buffers.filter(|_| takes_window(options, pattern)).map(|buffers| buffers as usize);
     asked.filter(|buffers| *buffers < window)
 }
 
-/// Messages in flight of each of `flows`.
+/// Returns the messages in flight of each of `flows`.
 fn window(
     options: &Options,
     pattern: Pattern,
@@ -238,20 +238,21 @@ fn window(
 ) -> Result<usize, Failure> {
     let window_bytes_max = WINDOW_BYTES_MAX.min(usize::try_from(memory.bytes / 8).unwrap_or(usize::MAX));
     let room = window_bytes_max / size.0.saturating_mul(flows);
-    // A schedule that waits for answers would be none: the window is only where it ends.
+    // A schedule does not wait for answers: the window only limits it.
     let default = if options.rate.is_some() { Pattern::Rate } else { pattern }.default_window();
     let window = match options.window.filter(|_| takes_window(options, pattern)) {
         Some(window) => window as usize,
         None if room == 0 && flows > 1 => {
             return Err(Failure::usage(format!(
                 "{flows} messages of {size} at once are more than the {} MiB that are in flight by default: lower --size \
-                 or --workers, or say --window 1",
+                 or --workers, or use --window 1",
                 window_bytes_max >> 20
             )));
         }
         None => default.min(room.max(1)),
     };
-    // Both ends hold a window, the receiver's pool keeps a little more than that warm, and so do the ceilings beside them.
+    // Both ends hold a window, the receiver's pool keeps a little more than that warm, and so do the
+    // ceilings.
     let messages = window.saturating_mul(flows);
     let held = messages.saturating_mul(5).saturating_add(flows.saturating_mul(3));
     let needed = size.0.checked_mul(held).and_then(|bytes| bytes.checked_add(beside));
@@ -266,7 +267,7 @@ fn window(
     )))
 }
 
-/// What the processes of a case take beside messages, in bytes.
+/// Returns the bytes that the processes of a case take besides messages.
 fn beside(transport: &Transport, workers: usize, flows: usize) -> usize {
     let of_flow = if ["shm", "auto"].contains(&transport.name) { RINGS_BYTES } else { 0 };
     (workers + 2) * PROCESS_BYTES + flows * of_flow
@@ -355,16 +356,16 @@ pub(super) mod tests {
         );
         assert!(cases("--size 512G").unwrap_err().contains("do not fit"));
         assert!(cases("--size 512G").unwrap_err().contains("65536 MiB of memory are available, by a test"));
-        assert!(cases("--pattern latency --window 4").unwrap_err().contains("--window means nothing"));
+        assert!(cases("--pattern latency --window 4").unwrap_err().contains("--window does not apply"));
         let buffers =
             |line| -> Vec<Option<usize>> { cases(line).unwrap().iter().map(|case| case.buffers).collect() };
         assert_eq!(buffers("--pattern latency,bandwidth --size 8 --buffers 1"), [None, Some(1)]);
         assert_eq!(buffers("--pattern bandwidth --size 16M,64M --buffers 4"), [Some(4), None]);
         for pattern in ["latency", "connect", "tasks", "shuffle"] {
             let refused = cases(&format!("--pattern {pattern} --buffers 1")).unwrap_err();
-            assert!(refused.contains("--buffers means nothing"), "{refused}");
+            assert!(refused.contains("--buffers does not apply"), "{refused}");
         }
-        assert!(cases("--pattern get --frames 4").unwrap_err().contains("--frames means nothing"));
+        assert!(cases("--pattern get --frames 4").unwrap_err().contains("--frames does not apply"));
     }
 
     #[test]
@@ -375,7 +376,7 @@ pub(super) mod tests {
         assert_eq!(cases_of(line), [(5, 16), (5, 4), (4, 16), (4, 1)]);
         assert_eq!(cases_of("--pattern incast --workers 64 --size 1M"), [(65, 4)]);
         assert_eq!(cases_of("--pattern incast --workers 8 --size 64M --window 1"), [(9, 1)]);
-        // The one elsewhere is one more of all to all.
+        // The peer of `--connect` is one more worker of alltoall.
         assert_eq!(
             cases_of("--connect tcp://127.0.0.1:1 --pattern incast,alltoall --workers 3 --size 16M"),
             [(4, 5), (4, 1)]
@@ -385,9 +386,9 @@ pub(super) mod tests {
             [(2, 16), (2, 8)]
         );
         let refused = |line| cases(line).unwrap_err();
-        assert!(refused("--pattern incast --workers 8 --size 64M").contains("or say --window 1"));
+        assert!(refused("--pattern incast --workers 8 --size 64M").contains("or use --window 1"));
         assert!(refused("--pattern alltoall --workers 8 --size 1G --window 1").contains("56 messages of 1G"));
-        assert!(refused("--pattern rate --workers 8").contains("--workers means nothing"));
+        assert!(refused("--pattern rate --workers 8").contains("--workers does not apply"));
     }
 
     #[test]
@@ -400,7 +401,7 @@ pub(super) mod tests {
         );
         assert_eq!(cases_of("--rate 5 --pattern latency --window 4"), [("latency", Some(5), 4)]);
         for (line, says) in [
-            ("--pattern latency,get", "means nothing to the pattern get: only latency, bandwidth and rate"),
+            ("--pattern latency,get", "does not apply to the pattern get: only latency, bandwidth and rate"),
             ("--pattern alltoall", "the pattern alltoall"),
             ("--against iperf3", "--rate and --against: those tools send by no schedule; leave one out"),
         ] {

@@ -1,4 +1,4 @@
-//! What the patterns of the task runtime measure.
+//! The cases of the task runtime's patterns.
 
 use super::Options;
 use super::memory::{Memory, PROCESS_BYTES};
@@ -9,14 +9,14 @@ use crate::data::place::Places;
 use crate::data::units::Size;
 use crate::failure::Failure;
 
-/// Tasks submitted at once, and workers, where nothing is asked for: one by itself, more and more, and many workers.
+/// Default loads: tasks submitted at once, and workers.
 const LOADS: [(usize, usize); 6] =
     [(1, 1), (1_000, 2), (10_000, 2), (100_000, 2), (1_000_000, 2), (10_000, 200)];
 
 /// Workers of a shuffle.
 const SHUFFLERS: usize = 2;
 
-/// What a task takes that was submitted, at all ends together.
+/// The memory of a submitted task, at all ends together.
 const TASK_BYTES: usize = 1 << 10;
 
 fn bytes_of_tasks(window: usize, workers: usize) -> Option<usize> {
@@ -54,7 +54,7 @@ pub(super) fn expand(
         let before = cases.len();
         for (window, workers) in loads {
             if !memory.fits(bytes_of_tasks(window, workers)) {
-                // A load that nobody asked for is left out where a smaller one fits.
+                // A default load that does not fit is left out if a smaller one fits.
                 if cases.len() > before {
                     continue;
                 }
@@ -76,7 +76,7 @@ pub(super) fn expand(
                 "--pattern shuffle: {window} blocks of {window} parts are more than {size}: raise --size or lower --window"
             )));
         }
-        // What was made, and what has arrived of it.
+        // The blocks, and the parts that have arrived.
         if !memory.fits(size.0.checked_mul(3)) {
             return Err(Failure::usage(format!(
                 "--pattern shuffle: blocks of {size} and the parts that arrive do not fit: {memory}; lower --size"

@@ -1,4 +1,5 @@
-//! What carries the data: what is asked for, or every transport that is ready. What does not work here is refused with the reason.
+//! The transports of a run: those of the options, or every ready one. A transport that does not work here is
+//! refused with the reason.
 
 use towline::backend::Ucx;
 use towline::{Address, BackendReport, BackendState, Caps, Endpoint, ErrorKind, Scheme};
@@ -7,7 +8,7 @@ use super::options::Options;
 use crate::case::Transport;
 use crate::failure::Failure;
 
-/// The transports asked for, or every ready one.
+/// Returns the transports of the options, or every ready one.
 pub(super) fn transports(options: &Options, backends: &[BackendReport]) -> Result<Vec<Transport>, Failure> {
     if let Some(address) = &options.connect {
         return connected(&options.transport, address);
@@ -25,7 +26,7 @@ pub(super) fn transports(options: &Options, backends: &[BackendReport]) -> Resul
     Ok(transports)
 }
 
-/// Every ready transport, and before them `auto` where it has a choice between two processes.
+/// Returns every ready transport, and `auto` first if several connect processes.
 fn all(backends: &[BackendReport]) -> Vec<Transport> {
     let ready = |caps: Caps| {
         let ready = move |backend: &&BackendReport| matches!(&backend.state, BackendState::Ready { caps: has, .. } if has.contains(caps));
@@ -35,13 +36,13 @@ fn all(backends: &[BackendReport]) -> Vec<Transport> {
     auto.into_iter().chain(ready(Caps::empty()).map(|backend| Transport::plain(backend.name))).collect()
 }
 
-/// `--streams` is the option of that name of every transport.
+/// Sets the option `streams` of every transport to the value of `--streams`.
 pub(super) fn set_streams(asked: Option<u32>, transports: &mut [Transport]) -> Result<(), Failure> {
     let Some(streams) = asked else { return Ok(()) };
     for transport in transports {
         if !transport.takes_streams() {
             return Err(Failure::usage(format!(
-                "--streams means nothing to {}: name transports that have streams, as --transport tcp",
+                "--streams does not apply to {}: name transports that have streams, as --transport tcp",
                 transport.name
             )));
         }
@@ -72,7 +73,8 @@ pub(crate) fn ready(name: &str, backends: &[BackendReport]) -> Result<(), Failur
     Err(Failure::usage(sentence))
 }
 
-/// With `--connect` the address says the transport, and `--transport` may narrow a `towline://` one.
+/// Returns the transports of `--connect`: that of the address, which `--transport` may narrow if it is
+/// `towline://`.
 fn connected(asked: &[Transport], address: &Address) -> Result<Vec<Transport>, Failure> {
     let scheme = address.scheme();
     if scheme == Scheme::Mem {
@@ -107,7 +109,7 @@ fn connected(asked: &[Transport], address: &Address) -> Result<Vec<Transport>, F
     Ok(transports)
 }
 
-/// Asks the library whether it takes the transport's options.
+/// Has the library validate the transport's options.
 pub(super) async fn try_options(endpoint: &Endpoint, transport: &Transport) -> Result<(), Failure> {
     if transport.query().is_empty() {
         return Ok(());
@@ -117,7 +119,7 @@ pub(super) async fn try_options(endpoint: &Endpoint, transport: &Transport) -> R
         address.parse().map_err(|error: towline::Error| Failure::usage(error.to_string()))?;
     let tried = async {
         endpoint.listen(&address).await?;
-        // A listener looks at settings when somebody connects.
+        // A listener reads these settings only when a peer connects.
         if address.settings().next().is_some() { Ucx::default().settings(&address).map(drop) } else { Ok(()) }
     };
     match tried.await {
@@ -159,7 +161,7 @@ mod tests {
         let same = rows("--transport tcp?streams=4 --streams 4 --pattern latency").unwrap();
         assert_eq!((same.len(), same[0].streams), (1, 4));
         assert!(rows("--transport tcp?streams=2 --streams 4").unwrap_err().contains("leave one out"));
-        assert!(rows("--transport tcp,mem --streams 4").unwrap_err().contains("means nothing to mem"));
+        assert!(rows("--transport tcp,mem --streams 4").unwrap_err().contains("does not apply to mem"));
     }
 
     #[test]

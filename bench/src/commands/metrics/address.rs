@@ -1,4 +1,4 @@
-//! Where metrics are served: what `--metrics` takes.
+//! The address of `--metrics`.
 
 use std::fmt;
 use std::io::{self, ErrorKind};
@@ -9,9 +9,9 @@ use std::time::Duration;
 use rustix::net::sockopt::set_ipv6_v6only;
 use tokio::net::{TcpListener, TcpSocket};
 
-/// A name resolves within this, or not at all.
+/// The time limit of resolving a name.
 const RESOLVE_WITHIN: Duration = Duration::from_secs(5);
-/// Scrapers that may wait to be accepted.
+/// Connections that may wait to be accepted.
 const BACKLOG: u32 = 128;
 
 /// A host and a port, as `127.0.0.1:9100`, `[::1]:9100`, `localhost:9100` or `:9100`, which is every interface.
@@ -27,7 +27,7 @@ impl FromStr for MetricsAddress {
 
     fn from_str(text: &str) -> Result<Self, String> {
         let forms = "write HOST:PORT, such as 127.0.0.1:9100, localhost:9100, [::1]:9100, or :9100 for every interface";
-        let wrong = || format!("`{text}` is no place for metrics: {forms}");
+        let wrong = || format!("`{text}` is not an address for metrics: {forms}");
         let (host, port) = text.rsplit_once(':').ok_or_else(wrong)?;
         let port = port.parse().map_err(|_| wrong())?;
         let host = match host {
@@ -51,7 +51,7 @@ impl fmt::Display for MetricsAddress {
 }
 
 impl MetricsAddress {
-    /// Listens there. Of several addresses the first that this machine has is taken, and no other where that one is in use.
+    /// Listens at the first address that this machine has, and at no other if that one is in use.
     pub(super) async fn bind(&self) -> io::Result<TcpListener> {
         let mut failed = io::Error::other("the name has no address");
         for at in self.resolve().await? {
@@ -65,7 +65,7 @@ impl MetricsAddress {
 
     async fn resolve(&self) -> io::Result<Vec<SocketAddr>> {
         let Some(host) = &self.host else {
-            // IPv6's takes IPv4 as well; a kernel without IPv6 still has every IPv4 interface.
+            // The IPv6 socket accepts IPv4 as well; without IPv6 in the kernel, every IPv4 interface remains.
             let every: [IpAddr; 2] = [Ipv6Addr::UNSPECIFIED.into(), Ipv4Addr::UNSPECIFIED.into()];
             return Ok(every.map(|ip| (ip, self.port).into()).to_vec());
         };
@@ -81,7 +81,7 @@ impl MetricsAddress {
 fn bind(at: SocketAddr) -> io::Result<TcpListener> {
     let socket = if at.is_ipv4() { TcpSocket::new_v4() } else { TcpSocket::new_v6() }?;
     if at.is_ipv6() {
-        // What the system says by default is somebody else's choice.
+        // The system's default varies.
         set_ipv6_v6only(&socket, !at.ip().is_unspecified())?;
     }
     socket.set_reuseaddr(true)?;
@@ -89,7 +89,7 @@ fn bind(at: SocketAddr) -> io::Result<TcpListener> {
     socket.listen(BACKLOG)
 }
 
-/// Whether this machine has no such address, or no addresses of its kind.
+/// Returns true if this machine lacks the address, or the address family.
 fn is_not_here(error: &io::Error) -> bool {
     use rustix::io::Errno;
     error.kind() == ErrorKind::AddrNotAvailable

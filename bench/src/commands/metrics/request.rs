@@ -1,4 +1,5 @@
-//! What a scraper asks for, by the head of its HTTP request. No socket: bytes are an argument.
+//! The request of a scraper, read from the head of its HTTP request. This module uses no socket: bytes are an
+//! argument.
 
 use std::fmt;
 
@@ -16,7 +17,7 @@ pub(super) struct HttpRequest {
     pub(super) head_only: bool,
 }
 
-/// Why there is no page. An HTTP status, and a sentence.
+/// Why a request is refused: an HTTP status and a sentence.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Refusal {
     Malformed,
@@ -37,7 +38,7 @@ impl Refusal {
 
     pub(super) fn sentence(self) -> &'static str {
         match self {
-            Self::Malformed => "this is no HTTP request\n",
+            Self::Malformed => "this is not an HTTP request\n",
             Self::OtherPath => "the metrics are at /metrics\n",
             Self::OtherMethod => "only GET and HEAD are answered\n",
             Self::TooLong => "the head of the request is too long\n",
@@ -82,12 +83,12 @@ fn path(target: &str) -> &str {
     path.split_once('?').map_or(path, |(path, _)| path)
 }
 
-/// How a page is written.
+/// The format of a page.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Format {
     /// Prometheus' own text format, which every scraper and `promtool` read.
     Plain,
-    /// For those who name it.
+    /// For scrapers that accept it by name.
     OpenMetrics,
 }
 
@@ -108,8 +109,8 @@ impl Format {
         Ok(page)
     }
 
-    /// OpenMetrics where a request's `Accept` fields name it, and not with less weight than plain text; else plain text,
-    /// whatever is accepted: its `Content-Type` tells (RFC 9110, section 12.5.1).
+    /// Returns OpenMetrics if the `Accept` fields name it with no less weight than plain text, else plain
+    /// text in any case. `Content-Type` names the format (RFC 9110, section 12.5.1).
     fn accepted_by(fields: &[httparse::Header<'_>]) -> Self {
         let accepts = fields.iter().filter(|field| field.name.eq_ignore_ascii_case("accept"));
         let accepts = accepts.filter_map(|field| str::from_utf8(field.value).ok());
@@ -137,7 +138,7 @@ struct Range<'a> {
 }
 
 impl<'a> Range<'a> {
-    /// `None` where the weight is no weight.
+    /// Returns `None` if the weight is not valid.
     fn read(text: &'a str) -> Option<Self> {
         let mut parts = text.split(';').map(str::trim);
         let mut range = Self { kind: parts.next()?, version: None, weight: 1.0 };

@@ -1,15 +1,15 @@
-//! A look at a cluster as people read it.
+//! The text of a cluster's state.
 
 use std::io::{self, Write};
 
 use super::Document;
 use crate::data::units::{memory, rate};
 
-/// The rows of pairs that are shown: those with the most bytes.
+/// The most rows of pairs: those with the most bytes.
 const PAIRS_SHOWN_MAX: usize = 10;
 
 impl Document {
-    /// Writes lines of at most `width` columns where they can be made to fit: the least important columns are left out.
+    /// Writes lines of at most `width` columns, if possible: the least important columns are left out.
     pub(super) fn write(&self, out: &mut dyn Write, width: usize) -> io::Result<()> {
         let Self { address, clients, workers_lost, workers, .. } = self;
         let slots: u64 = workers.iter().map(|worker| u64::from(worker.stats.slots)).sum();
@@ -100,7 +100,7 @@ impl Document {
 #[derive(Debug)]
 struct Column {
     head: &'static str,
-    /// Where there is no room for all, those of the highest rank are left out first; those of rank 0 never.
+    /// Columns of the highest rank are left out first, those of rank 0 never.
     rank: u8,
     is_left: bool,
     cells: Vec<String>,
@@ -126,7 +126,7 @@ impl Column {
     }
 }
 
-/// Two spaces stand between columns.
+/// Writes columns with two spaces between them.
 fn write_columns(out: &mut dyn Write, mut columns: Vec<Column>, width: usize) -> io::Result<()> {
     let needed = |columns: &[Column]| columns.iter().map(|column| column.width() + 2).sum::<usize>() - 2;
     while needed(&columns) > width
@@ -144,8 +144,8 @@ fn write_columns(out: &mut dyn Write, mut columns: Vec<Column>, width: usize) ->
     (0..rows).try_for_each(|row| writeln!(out, "{}", line(&|column| column.cells[row].clone()).trim_end()))
 }
 
-/// The lines of `text` that fit a terminal of so many columns and rows, each cut at the last column. The last row says how
-/// many are missing.
+/// Returns the lines of `text` that fit a terminal, each cut at its last column. The last row gives the
+/// number of missing lines.
 pub(super) fn fit(text: &str, columns: usize, rows: usize) -> String {
     let lines: Vec<&str> = text.lines().collect();
     let shown = if lines.len() > rows { rows.saturating_sub(1) } else { lines.len() };

@@ -1,4 +1,4 @@
-//! The terminal that a live table is shown on: its size, and the key that ends it.
+//! The terminal of a live table: its size, and the key that ends it.
 
 use std::io::{self, IsTerminal, Read, stdin, stdout};
 
@@ -16,7 +16,8 @@ pub(super) struct Terminal {
 }
 
 impl Terminal {
-    /// The terminal of stdin, if this process is in its foreground group: reading from the background would stop the process.
+    /// Opens the terminal of stdin, if this process is in its foreground group: reading in the background
+    /// would stop it.
     pub(super) fn open() -> Option<Self> {
         let is_ours = || tcgetpgrp(stdin()).is_ok_and(|group| group == getpgrp());
         if !stdin().is_terminal() || !stdout().is_terminal() || !is_ours() {
@@ -54,7 +55,7 @@ impl Drop for Terminal {
     }
 }
 
-/// Columns and rows of the terminal on stdout, if stdout is one.
+/// Returns the columns and rows of the terminal on stdout, if stdout is one.
 pub(super) fn size() -> Option<(usize, usize)> {
     let size = tcgetwinsize(stdout()).ok()?;
     (size.ws_col > 0 && size.ws_row > 0).then(|| (size.ws_col.into(), size.ws_row.into()))

@@ -1,19 +1,20 @@
-//! A core for each of the two threads. Where they share one, or move, a wake-up is now a switch and now the end of a core's
-//! sleep, which takes ten times as long: a round trip and its ceiling would be of different machines.
+//! Pins each of the two threads to a core. If they share or change cores, a wake-up is sometimes a switch and
+//! sometimes the end of a core's sleep, which takes ten times as long. A round trip and its ceiling would
+//! then not be comparable.
 
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 
 use super::RuntimeThread;
 use crate::failure::Failure;
 
-/// This thread keeps to its core for as long as this lives.
+/// Pins this thread to its core until it is dropped.
 #[derive(Debug)]
 pub(super) struct PinnedThreads {
     before: CpuSet,
 }
 
 impl PinnedThreads {
-    /// `None` where this process has one core.
+    /// Pins both threads. Returns `None` if this process has one core.
     pub(super) async fn keep(thread: &RuntimeThread) -> Result<Option<Self>, Failure> {
         let failed = |error: rustix::io::Errno| Failure::run(format!("a core for each thread: {error}"));
         let before = sched_getaffinity(None).map_err(failed)?;
@@ -31,7 +32,7 @@ impl PinnedThreads {
 
 impl Drop for PinnedThreads {
     fn drop(&mut self) {
-        // It was allowed before.
+        // These cores were allowed before.
         let _ = sched_setaffinity(None, &self.before);
     }
 }

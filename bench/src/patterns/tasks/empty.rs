@@ -1,6 +1,7 @@
-//! Empty tasks: how many a second go through one scheduler, and how long one takes by itself.
+//! Empty tasks: how many a second pass through one scheduler, and how long one takes by itself.
 //!
-//! The scheduler has one thread, the client and all workers have another: so a task's round trip needs [`WAKEUPS`] wake-ups.
+//! The scheduler has one thread; the client and all workers share another. The round trip of a task therefore
+//! needs [`WAKEUPS`] wake-ups.
 
 use std::time::Instant;
 
@@ -18,9 +19,10 @@ use crate::results::sample::{Repeat, Sample};
 
 const EMPTY: Function<(), ()> = Function::new("empty");
 
-/// From client to scheduler, to worker, to scheduler, to client. Worker and client share a thread, so fetching has none.
+/// Client to scheduler, to worker, to scheduler, to client. Worker and client share a thread, so the fetch
+/// has none.
 const WAKEUPS: u32 = 4;
-/// Tasks that are submitted before others of this thread have their turn.
+/// Tasks that are submitted before the thread yields to its other jobs.
 const AT_ONCE: usize = 256;
 
 pub(super) async fn repeat(cluster: &Cluster, case: &Case, pace: Pace) -> Result<Repeat, Failure> {
@@ -32,7 +34,7 @@ pub(super) async fn repeat(cluster: &Cluster, case: &Case, pace: Pace) -> Result
         workers.push(builder.start(&cluster.endpoint, cluster.address()).await?);
     }
     let client = Client::connect(&cluster.endpoint, cluster.address()).await?;
-    // From here on no thread is started, which would inherit it.
+    // No thread may start after this: it would inherit the core.
     let _pinned = PinnedThreads::keep(&cluster.thread).await?;
     let load = Batch { client: &client, tasks: case.window };
     let begin = Instant::now();
@@ -64,13 +66,13 @@ async fn scheduler_seconds(cluster: &Cluster) -> Result<f64, Failure> {
 
 struct Batch<'a> {
     client: &'a Client,
-    /// That the scheduler knows at the same time.
+    /// Tasks that the scheduler has at the same time.
     tasks: usize,
 }
 
 impl Batch<'_> {
-    /// So many tasks, from the first word on them to the last. The time of each is its share of it, or where it is alone, its
-    /// round trip with its result.
+    /// Submits `tasks` tasks and waits until the scheduler has finished with them. The recorded time is a
+    /// task's share of the total; for a single task, its round trip with its result.
     async fn run(&self, sample: &mut Sample, tasks: usize) -> Result<(), Failure> {
         let begin = Instant::now();
         if tasks == 1 {
@@ -87,7 +89,7 @@ impl Batch<'_> {
                 future.done().await?;
             }
             drop(futures);
-            // What was released is forgotten by the time that the next one is done.
+            // The scheduler has dropped the released tasks once the next one is done.
             self.client.submit(EMPTY, ())?.done().await?;
         }
         sample.record(begin.elapsed() / tasks as u32);

@@ -1,4 +1,4 @@
-//! What the task runtime does: a scheduler on a thread of its own, with workers and a client beside it.
+//! The patterns of the task runtime: a scheduler on its own thread, with workers and a client.
 
 mod cores;
 mod empty;
@@ -25,7 +25,7 @@ use crate::process::runtime_thread;
 use crate::results::sample::Repeat;
 use crate::security::trust::Trust;
 
-/// One repeat of a case of the runtime's.
+/// Runs one repeat of a case of the task runtime.
 pub(crate) async fn repeat(
     case: &Case,
     pace: Pace,
@@ -39,15 +39,15 @@ pub(crate) async fn repeat(
     empty::repeat(&cluster, case, pace).await
 }
 
-/// A scheduler on a thread of its own, and what this thread needs to join it.
+/// A scheduler on its own thread, and what this thread needs to connect to it.
 #[derive(Debug)]
 struct Cluster {
     thread: RuntimeThread,
     scheduler: Scheduler,
     endpoint: Endpoint,
-    /// What leads from this thread to the scheduler.
+    /// The path from this thread to the scheduler.
     path: String,
-    /// Keeps this thread awake.
+    /// Keeps this thread from sleeping.
     _busy: Option<BusyTask>,
 }
 
@@ -56,7 +56,7 @@ impl Cluster {
         let spins = case.wait == Wait::Spin;
         let thread = RuntimeThread::start("scheduler", spins)?;
         let address: Address = case.transport.local_address().parse()?;
-        // Each endpoint works on the thread of its callers: what is measured wakes no thread besides.
+        // Each endpoint works on the thread of its callers, so no further thread is woken.
         let endpoint = |system: Arc<System>| -> Result<Endpoint, Failure> {
             Ok(trust.builder(case.wait)?.environment(system).build()?)
         };
@@ -77,7 +77,7 @@ impl Cluster {
     }
 }
 
-/// A thread with a runtime of its own, for as long as this lives.
+/// A thread with a runtime, until this is dropped.
 #[derive(Debug)]
 struct RuntimeThread {
     handle: Handle,
@@ -91,7 +91,7 @@ impl RuntimeThread {
         let work = move |runtime: &Runtime| {
             runtime.block_on(async {
                 let _busy = spins.then(|| BusyTask(tokio::spawn(spin())));
-                // It ends when its sender is dropped.
+                // Resolves when its sender is dropped.
                 let _ = stopped.await;
             });
         };
@@ -99,7 +99,7 @@ impl RuntimeThread {
         Ok(Self { handle, _stop: stop })
     }
 
-    /// Runs it on that thread.
+    /// Runs `work` on that thread.
     async fn run<T: Send + 'static>(
         &self,
         work: impl Future<Output = T> + Send + 'static,
@@ -109,7 +109,7 @@ impl RuntimeThread {
     }
 }
 
-/// A thread whose runtime has always something to do polls and never sleeps: it spins.
+/// Keeps a thread's runtime busy, so that it polls and never sleeps.
 async fn spin() {
     loop {
         yield_now().await;

@@ -1,6 +1,6 @@
-//! A shuffle between two workers: each block is made in parts, and each sink takes one part of every block.
+//! A shuffle between two workers: each block consists of parts, and each sink takes one part of every block.
 //!
-//! The blocks are made once, before anything is timed: what is timed is parts that go from where they are to where they are taken.
+//! The blocks are made once, before the measurement. Only moving the parts to their sinks is timed.
 
 use std::time::Instant;
 
@@ -19,12 +19,12 @@ use crate::process::child::Child;
 use crate::results::sample::{Repeat, Sample};
 use crate::security::trust::Trust;
 
-/// A block, as so many parts of so many bytes.
+/// Makes a block, of a number of parts of a number of bytes each.
 const MAKE: Function<(u64, usize, usize), Vec<Part>> = Function::new("make");
 const PICK: Function<(Vec<Part>, usize), Part> = Function::new("pick");
 const SINK: Function<(Vec<Part>,), Consumed> = Function::new("sink");
 
-/// One part of a block, and which worker made it.
+/// One part of a block, and the number of the worker that made it.
 #[derive(Debug, Serialize, Deserialize)]
 struct Part {
     worker: u32,
@@ -33,14 +33,14 @@ struct Part {
     bytes: Data,
 }
 
-/// Bytes that a sink took, and those of them that another worker had made.
+/// Bytes that a sink took, and those of them that another worker made.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 struct Consumed {
     all: u64,
     crossed: u64,
 }
 
-/// What worker `worker` runs.
+/// Returns the functions of worker `worker`.
 pub(super) fn registry(worker: u32) -> Registry {
     Registry::new()
         .with(MAKE, move |block, parts, part_bytes| make(worker, block, parts, part_bytes))
@@ -86,7 +86,7 @@ pub(super) async fn repeat(
     let mut workers = ShuffleWorkers::start(cluster, case, trust).await?;
     let outcome = async {
         let client = Client::connect(&cluster.endpoint, cluster.address()).await?;
-        // Both are there before the first block is: else one had all of them.
+        // Both workers connect before the first block is made; otherwise one of them would get all blocks.
         while client.workers().len() < case.workers {
             tokio::time::sleep(std::time::Duration::from_millis(1)).await;
         }
@@ -123,12 +123,12 @@ pub(super) async fn repeat(
     Ok(Repeat { path: cluster.path.clone(), sample, ceilings: vec![memcpy] })
 }
 
-/// Bytes of a part of each of as many blocks as each has parts.
+/// Returns the bytes of a part; each block has as many parts as there are blocks.
 pub(crate) fn part_bytes(case: &Case) -> usize {
     (case.size.0 / (case.window * case.window)).max(1)
 }
 
-/// All parts to their sinks, once.
+/// Moves all parts to their sinks, once.
 async fn round(client: &Client, made: &[Future<Vec<Part>>], sample: &mut Sample) -> Result<(), Failure> {
     let begin = Instant::now();
     let sinks = (0..made.len()).map(|number| {
@@ -143,7 +143,7 @@ async fn round(client: &Client, made: &[Future<Vec<Part>>], sample: &mut Sample)
     Ok(())
 }
 
-/// Workers, each a process, or for `mem` a thread of this one.
+/// Workers: a process each, or for `mem` a thread of this process each.
 #[derive(Debug)]
 enum ShuffleWorkers {
     Processes(Vec<Child>),
@@ -183,7 +183,7 @@ impl ShuffleWorkers {
         Ok(Self::Threads { _threads: threads })
     }
 
-    /// What to say about a failure: if a worker died, that is the reason.
+    /// Returns the failure to report: a worker's death, if one died, or else `failure`.
     fn explain(&mut self, failure: Failure) -> Failure {
         let Self::Processes(children) = self else { return failure };
         let died = children.iter_mut().find_map(|child| Some((child.id(), child.status()?)));

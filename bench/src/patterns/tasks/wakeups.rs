@@ -1,5 +1,5 @@
-//! Two threads wake each other's tasks, in turn, as the runtime's hand-overs do and with nothing else: what no round trip of a
-//! task is faster than.
+//! Two threads wake each other's tasks in turn, by the same means as the runtime and nothing else: a lower
+//! bound of a task's round trip.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -11,7 +11,7 @@ use crate::failure::Failure;
 use crate::results::ceiling::Ceiling;
 use crate::results::sample::Sample;
 
-/// The time of so many wake-ups between this thread and the one beside it; the first tenth of the time warms up.
+/// Measures `wakeups` wake-ups between this thread and `thread`; the first tenth of the time warms up.
 pub(super) async fn measure(
     thread: &RuntimeThread,
     wakeups: u32,

@@ -1,4 +1,4 @@
-//! `towline task-work`: a worker of `bench --pattern shuffle`, for as long as standard input stays open.
+//! `towline task-work`: a worker of `bench --pattern shuffle`, until standard input ends.
 
 use std::io::{Read, stdin};
 
@@ -32,7 +32,7 @@ pub(crate) struct Options {
 }
 
 pub(crate) async fn run(options: &Options) -> Result<(), Failure> {
-    // What arrives in one round is where the next one's lands: as much as all of it stays warm.
+    // Data that arrives in one round reuses the memory of an earlier one, so all of it stays warm.
     let pool = Pool::new(usize::try_from(options.memory).unwrap_or(usize::MAX));
     let endpoint = options.trust.builder(options.wait)?.pool(pool).build()?;
     let builder = Worker::builder(shuffle::registry(options.number)).slots(1);
@@ -40,7 +40,7 @@ pub(crate) async fn run(options: &Options) -> Result<(), Failure> {
     let mut worker = builder.start(&endpoint, &options.scheduler).await?;
     tokio::select! {
         error = worker.ended() => Err(error.into()),
-        // Who started it is gone.
+        // The process that started this one has ended.
         () = input_ends() => Ok(()),
     }
 }
@@ -49,7 +49,7 @@ async fn input_ends() {
     let (end, ended) = oneshot::channel::<()>();
     std::thread::spawn(move || {
         let _end = end;
-        // An error is an end, too.
+        // An error also ends the input.
         let _ = stdin().read_to_end(&mut Vec::new());
     });
     let _ = ended.await;

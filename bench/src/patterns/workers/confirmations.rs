@@ -1,4 +1,5 @@
-//! What the lanes of one worker have in common: how much was confirmed one way, and whether to go on.
+//! The state that the tasks of one worker share: the messages confirmed in one direction, and whether to
+//! stop.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
@@ -21,16 +22,16 @@ pub(super) struct ConfirmationCounter {
 
 #[derive(Debug, Default)]
 struct State {
-    /// Messages since the beginning.
+    /// Messages since the start.
     confirmed: u64,
     count: Option<Count>,
 }
 
-/// Counting at work.
+/// A count in progress.
 #[derive(Debug)]
 struct Count {
     duration: Duration,
-    /// When the first confirmation came, which is where the time begins.
+    /// The time of the first confirmation, at which the count starts.
     begin: Option<Instant>,
     messages: u64,
     sample: Sample,
@@ -38,12 +39,12 @@ struct Count {
 }
 
 impl ConfirmationCounter {
-    /// A message that was sent at `sent` is confirmed now.
+    /// Records that a message sent at `sent` is confirmed at `now`.
     pub(super) fn confirm(&self, sent: Instant, now: Instant) {
         self.add(Some(now.saturating_duration_since(sent)), now);
     }
 
-    /// A message that came is taken now, which confirms it.
+    /// Records that a received message is taken at `now`, which confirms it.
     pub(super) fn take(&self, now: Instant) {
         self.add(None, now);
     }
@@ -55,7 +56,7 @@ impl ConfirmationCounter {
             self.begun.notify_one();
         }
         let Some(count) = &mut state.count else { return };
-        // From a confirmation to a confirmation: neither half a message more nor half a message less.
+        // The count runs from one confirmation to another, so no message counts in part.
         let Some(begin) = count.begin else {
             count.begin = Some(now);
             return;
@@ -69,13 +70,13 @@ impl ConfirmationCounter {
             && let Some(Count { messages, sample, done, .. }) = state.count.take()
         {
             let elapsed_ns = u64::try_from(elapsed.as_nanos()).unwrap_or(u64::MAX).max(1);
-            // Who asked may be gone.
+            // The receiver may have been dropped.
             let _ =
                 done.send(MessageCount { elapsed_ns, messages, times: HistogramCounts::of(&sample.times) });
         }
     }
 
-    /// Counts from the next confirmation on, for `duration` and to the confirmation after it.
+    /// Counts from the next confirmation until the first one after `duration`.
     pub(super) fn count(&self, duration: Duration) -> oneshot::Receiver<MessageCount> {
         let (done, counted) = oneshot::channel();
         self.state().count = Some(Count { duration, begin: None, messages: 0, sample: Sample::new(), done });

@@ -1,4 +1,4 @@
-//! The conductor's side: starts workers, gives orders to all of them, and waits for every answer.
+//! The coordinator's side: starts workers, sends commands to all of them, and waits for every reply.
 
 use std::io::{BufRead, BufReader};
 use std::process::ChildStdout;
@@ -16,33 +16,33 @@ use crate::process::cpu_clock::CpuClock;
 use crate::process::runtime_thread;
 use crate::security::trust::Trust;
 
-/// A worker that died is told from those that lost it after so long.
+/// How long the death of a worker may take to show, so that its failure is not attributed to its peers.
 const DEATHS_SHOW_WITHIN: Duration = Duration::from_millis(50);
 
-/// Workers, for as long as this lives.
+/// Workers, until this is dropped.
 #[derive(Debug)]
 pub(crate) struct Workers {
     workers: Vec<WorkerHandle>,
-    /// By worker; `None` is its end.
+    /// Replies by worker; `None` if that worker has ended.
     answers: mpsc::UnboundedReceiver<(usize, Option<WorkerReply>)>,
 }
 
-/// How one worker is held.
+/// A worker as the coordinator holds it.
 #[derive(Debug)]
 enum WorkerHandle {
     Process(Child),
     Thread {
         orders: mpsc::UnboundedSender<WorkerCommand>,
-        /// The thread ends when this is dropped.
+        /// Dropping this ends the thread.
         _stop: oneshot::Sender<()>,
     },
 }
 
-/// Where one worker's answers go.
+/// The channel of the workers' replies.
 type Answers = mpsc::UnboundedSender<(usize, Option<WorkerReply>)>;
 
 impl Workers {
-    /// Starts `count` of them, as `case` needs them.
+    /// Starts `count` workers for `case`.
     pub(crate) fn start(count: usize, case: &Case, trust: &Trust) -> Result<Self, Failure> {
         let (give, answers) = mpsc::unbounded_channel();
         let start = |index| match case.transport.name {
@@ -57,7 +57,7 @@ impl Workers {
         self.workers.len()
     }
 
-    /// Gives all of them the same order.
+    /// Sends all workers the same command, and waits for all replies.
     pub(crate) async fn all<T>(
         &mut self,
         order: WorkerCommand,
@@ -66,14 +66,14 @@ impl Workers {
         self.each(vec![order; self.count()], read).await
     }
 
-    /// Gives each of them its order, and waits until all have answered.
+    /// Sends each worker its command, and waits for all replies.
     pub(crate) async fn each<T>(
         &mut self,
         orders: Vec<WorkerCommand>,
         read: impl Fn(WorkerReply) -> Option<T>,
     ) -> Result<Vec<T>, Failure> {
         for (worker, order) in self.workers.iter_mut().zip(orders) {
-            // One that has ended says so below.
+            // A worker that has ended is reported below.
             let _ = worker.tell(order);
         }
         let mut said: Vec<Option<T>> = Vec::new();
@@ -82,32 +82,32 @@ impl Workers {
             let (index, answer) = self.next().await?;
             match read(answer) {
                 Some(answer) => said[index] = Some(answer),
-                None => return Err(self.failure(index, "gave an answer to another question").await),
+                None => return Err(self.failure(index, "sent an unexpected answer").await),
             }
         }
         said.into_iter().collect::<Option<_>>().ok_or_else(|| Failure::run("a worker answered twice"))
     }
 
-    /// Lets them work for `time`.
+    /// Waits for `time` while the workers send.
     pub(crate) async fn rest(&mut self, time: Duration) -> Result<(), Failure> {
         match tokio::time::timeout(time, self.next()).await {
             Err(_) => Ok(()),
-            Ok(Ok((index, _))) => Err(self.failure(index, "spoke without being asked").await),
+            Ok(Ok((index, _))) => Err(self.failure(index, "sent an unexpected reply").await),
             Ok(Err(failure)) => Err(failure),
         }
     }
 
-    /// The next answer that is no failure.
+    /// Returns the next reply; a worker's failure is an error.
     async fn next(&mut self) -> Result<(usize, WorkerReply), Failure> {
         match self.answers.recv().await {
             Some((index, Some(WorkerReply::Failed { why }))) => Err(self.failure(index, &why).await),
             Some((index, Some(answer))) => Ok((index, answer)),
-            Some((index, None)) => Err(self.failure(index, "ended before its time").await),
-            None => Err(Failure::run("no worker is left")),
+            Some((index, None)) => Err(self.failure(index, "ended early").await),
+            None => Err(Failure::run("all workers have ended")),
         }
     }
 
-    /// What to say when worker `index` has a reason to give up: if one died, that is the reason.
+    /// Returns the failure to report for worker `index`: a worker's death, if one died, or else `why`.
     async fn failure(&mut self, index: usize, why: &str) -> Failure {
         tokio::time::sleep(DEATHS_SHOW_WITHIN).await;
         for (index, worker) in self.workers.iter_mut().enumerate() {
@@ -141,14 +141,14 @@ fn process(index: usize, wait: Wait, trust: &Trust, answers: Answers) -> Result<
     let (child, output) = Child::start(arguments).map_err(failed)?;
     let read = move || {
         output.into_iter().for_each(|output| pass_on(index, output, &answers));
-        // Nobody waits for a worker's end any more where this fails.
+        // This fails only if the coordinator is gone.
         let _ = answers.send((index, None));
     };
     std::thread::Builder::new().name(format!("worker-{index}")).spawn(read).map_err(failed)?;
     Ok(WorkerHandle::Process(child))
 }
 
-/// Passes a process's answers on, until it ends or says what is none.
+/// Forwards a process's replies, until it ends or writes something else.
 fn pass_on(index: usize, output: ChildStdout, answers: &Answers) {
     for line in BufReader::new(output).lines() {
         let Ok(answer) = line.map_err(drop).and_then(|line| serde_json::from_str(&line).map_err(drop)) else {
@@ -173,7 +173,7 @@ fn thread(index: usize, wait: Wait, trust: &Trust, answers: Answers) -> Result<W
                 _ = stopped => {}
             }
         });
-        // Nobody waits for a worker's end any more where this fails.
+        // This fails only if the coordinator is gone.
         let _ = answers.send((index, None));
     };
     runtime_thread::spawn(&format!("worker-{index}"), work).map_err(failed)?;

@@ -1,8 +1,9 @@
-//! Workers that send at the same time, conducted by a process that moves nothing itself: a process each, or for `mem` a
-//! thread of this process each.
+//! Workers that send at the same time, controlled by a process that moves no data: a process each, or for
+//! `mem` a thread of this process each.
 //!
-//! An [`WorkerCommand`] reaches a process as a line of JSON on its standard input, and its [`WorkerReply`] comes as a line on its standard
-//! output: what conducts is no part of what is measured, and nobody else can give orders.
+//! A [`WorkerCommand`] reaches a process as a line of JSON on its standard input, and a [`WorkerReply`]
+//! returns as a line on its standard output. The control traffic is thus no part of the measurement, and no
+//! other process can send commands.
 
 mod confirmations;
 mod coordinator;
@@ -18,60 +19,61 @@ use crate::ceiling::socket::SocketTest;
 use crate::data::payload::MessageSpec;
 use crate::results::histogram::HistogramCounts;
 
-/// What a worker is told. Each order has one answer, unless the worker fails.
+/// A command to a worker. Each command has one reply, unless the worker fails.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "order", rename_all = "snake_case")]
 pub(crate) enum WorkerCommand {
-    /// Listen there, and take what the others will send.
+    /// Listen at this address, and take the messages of other workers.
     Listen { address: String },
-    /// Connect to each of these, one after another, and say what they will be sent. The one at `mutual` comes last, and will
-    /// send as well.
+    /// Connect to each address in turn, and announce the messages to come. The peer at `mutual` is the last,
+    /// and sends as well.
     Connect { addresses: Vec<String>, mutual: Option<String>, spec: MessageSpec },
-    /// Send to all of them, until told to stop; answered when the first message each way is confirmed.
+    /// Send to all peers until `Stop`. The reply follows when the first message in each direction is
+    /// confirmed.
     Run,
-    /// Count what is confirmed each way in so much time, from one confirmation to another.
+    /// Count the confirmed messages in each direction for this time, from one confirmation to another.
     Count { duration_us: u64 },
-    /// Send nothing more.
+    /// Stop sending.
     Stop,
-    /// Connect a bare socket to the first of those it met.
+    /// Connect a bare socket to the first peer.
     Open { course: SocketTest },
     /// Send through the bare socket.
     Pour,
 }
 
-/// What a worker says.
+/// A worker's reply.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(tag = "answer", rename_all = "snake_case")]
 pub(crate) enum WorkerReply {
-    /// Others can connect there.
+    /// Other workers can connect to this address.
     Listening { address: String },
-    /// All connections stand, and this is what carries the bytes.
+    /// All connections are open, over this path.
     Connected { path: String },
-    /// It sends.
+    /// The worker is sending.
     Running,
-    /// What was confirmed while all were sending.
+    /// The messages confirmed while all were sending.
     Counted {
-        /// Of this worker's.
+        /// Messages that this worker sent.
         out: MessageCount,
-        /// Of the one's that sends to it as well.
+        /// Messages that the mutual peer sent to this worker.
         reverse: Option<MessageCount>,
     },
-    /// It sends no more.
+    /// The worker has stopped sending.
     Stopped(WorkerCost),
     /// The bare socket is connected.
     Opened,
-    /// What went through the bare socket.
+    /// The rate of the bare socket.
     Poured { gb_per_s: f64 },
-    /// It cannot go on.
+    /// The worker cannot continue.
     Failed { why: String },
 }
 
-/// Messages that their receivers confirmed in some time.
+/// Messages that their receivers confirmed in an interval.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct MessageCount {
     pub(crate) elapsed_ns: u64,
     pub(crate) messages: u64,
-    /// None of messages that came: another clock saw them leave.
+    /// Empty for received messages: another clock timed their sends.
     pub(crate) times: HistogramCounts,
 }
 
@@ -81,14 +83,14 @@ impl MessageCount {
     }
 }
 
-/// What a worker's part has cost, from its first message to its last one's confirmation.
+/// The cost of a worker, from its first message to the confirmation of its last one.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 pub(crate) struct WorkerCost {
-    /// Each way.
+    /// In each direction.
     pub(crate) messages: u64,
     /// CPU seconds of this end.
     pub(crate) cpu_s: f64,
-    /// The far end's clock of CPU seconds before and after; several workers may have the same far end.
+    /// The far end's CPU seconds before and after; several workers may have the same far end.
     pub(crate) far_cpu_s: (f64, f64),
     /// Payload bytes that both ends copied in user space.
     pub(crate) bytes_copied: u64,

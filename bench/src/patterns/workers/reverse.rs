@@ -1,4 +1,4 @@
-//! What the far end sends to a worker that connected to it.
+//! The messages that a peer sends back to the worker that connected to it.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -8,32 +8,32 @@ use crate::data::payload::MessageSpec;
 use crate::failure::Failure;
 use crate::peer::{Peer, Receiving, Request};
 
-/// Messages from a peer that a worker sends to as well.
+/// Messages from a peer to which the worker also sends.
 #[derive(Debug)]
 pub(super) struct ReverseFlow {
     pub(super) peer: Peer,
     pub(super) spec: MessageSpec,
-    /// What came, and whether the peer was told to stop.
+    /// Counts the received messages, and holds whether the peer was asked to stop.
     pub(super) confirmations: Arc<ConfirmationCounter>,
 }
 
 impl ReverseFlow {
-    /// Has the peer send, and gives what takes it until the peer has sent enough.
+    /// Asks the peer to send, and returns a future that takes its messages until the peer stops.
     pub(super) async fn begin(
         &self,
     ) -> Result<impl Future<Output = Result<(), Failure>> + Send + 'static, Failure> {
         let mut taking = Receiving::new(self.peer.clone(), self.spec)?;
-        // It is told when it is enough: how long all others count is not known yet.
+        // The peer sends until it is asked to stop: the end of all other counts is not known yet.
         taking.ask(Duration::MAX).await?;
         let confirmations = self.confirmations.clone();
         Ok(async move {
             taking.all(|now| confirmations.take(now)).await?;
-            let early = || Failure::run("the far end stopped sending before it was told to");
+            let early = || Failure::run("the far end stopped sending before it was asked to");
             confirmations.stopped().then_some(()).ok_or_else(early)
         })
     }
 
-    /// Tells the peer that it was enough.
+    /// Asks the peer to stop.
     pub(super) async fn enough(&self) -> Result<(), Failure> {
         self.confirmations.stop();
         self.peer.tell(&Request::Enough).await

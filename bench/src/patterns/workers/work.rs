@@ -1,4 +1,4 @@
-//! `towline work`: a worker that is a process of its own, for as long as standard input stays open.
+//! `towline work`: a worker that is a process, until standard input ends.
 
 use std::io::{Write, stdin, stdout};
 
@@ -11,7 +11,7 @@ use crate::failure::Failure;
 use crate::process::cpu_clock::CpuClock;
 use crate::security::trust::Trust;
 
-/// Send as a worker of `bench --pattern incast` or `alltoall`, by the orders on standard input
+/// Send as a worker of `bench --pattern incast` or `alltoall`, by the commands on standard input
 #[derive(Clone, Debug, clap::Args)]
 pub(crate) struct Options {
     /// How to wait for the peers
@@ -26,17 +26,17 @@ pub(crate) async fn run(options: &Options) -> Result<(), Failure> {
     let (orders, ended) = orders();
     tokio::select! {
         () = Worker::new(endpoint, CpuClock::Process).work(orders, say) => {}
-        // Who gave the orders is gone: there is nobody to work for.
+        // The process that sends the commands has ended.
         _ = ended => {}
     }
     Ok(())
 }
 
-/// Reads orders on a thread of its own, and tells when there will be none.
+/// Reads commands on a thread; the second value resolves when the input ends.
 fn orders() -> (mpsc::UnboundedReceiver<WorkerCommand>, oneshot::Receiver<()>) {
     let ((give, orders), (end, ended)) = (mpsc::unbounded_channel(), oneshot::channel());
     std::thread::spawn(move || {
-        // It is dropped with this thread.
+        // Dropped with this thread.
         let _end: oneshot::Sender<()> = end;
         for line in stdin().lines() {
             let Ok(order) = line.map_err(drop).and_then(|line| serde_json::from_str(&line).map_err(drop))
@@ -53,7 +53,7 @@ fn orders() -> (mpsc::UnboundedReceiver<WorkerCommand>, oneshot::Receiver<()>) {
 
 fn say(answer: WorkerReply) {
     if let Ok(line) = serde_json::to_string(&answer) {
-        // Nobody reads it any more where this fails, and then the input ends too.
+        // This fails only if the reader is gone; the input then ends too.
         let _ = writeln!(stdout(), "{line}");
     }
 }

@@ -1,4 +1,4 @@
-//! A worker: it follows its orders, one after another.
+//! A worker: executes its commands in turn.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -25,15 +25,15 @@ pub(super) struct Worker {
     endpoint: Endpoint,
     clock: CpuClock,
     flows: Vec<Flow>,
-    /// What messages are made of.
+    /// The payload of the messages.
     memory: Buffer,
     confirmations: Arc<ConfirmationCounter>,
-    /// What the last peer sends, if it does.
+    /// The messages of the mutual peer, if there is one.
     reverse: Option<ReverseFlow>,
     window_tasks: JoinSet<Result<(), Failure>>,
-    /// What takes the others' messages.
+    /// The tasks that take the messages of other workers.
     serving: JoinSet<Result<(), Failure>>,
-    /// What this end had spent when it began.
+    /// CPU seconds of this end when it started to send.
     begun_cpu_s: f64,
     bare: Option<SocketClient>,
 }
@@ -45,7 +45,7 @@ struct Flow {
     host: String,
     load: MessageSource,
     window: usize,
-    /// What the far end had spent before.
+    /// The far end's cost before the first message.
     before: Usage,
 }
 
@@ -65,7 +65,7 @@ impl Worker {
         }
     }
 
-    /// Until there are no more orders, or it cannot go on.
+    /// Executes commands until there are no more, or one fails.
     pub(super) async fn work(
         mut self,
         mut orders: mpsc::UnboundedReceiver<WorkerCommand>,
@@ -84,7 +84,7 @@ impl Worker {
         }
     }
 
-    /// What comes of `awaited`, unless a message is lost before.
+    /// Returns the result of `awaited`, or the failure of a message that is lost before.
     async fn unless_lost<T>(&mut self, awaited: impl Future<Output = T>) -> Result<T, Failure> {
         let mut awaited = std::pin::pin!(awaited);
         loop {
@@ -153,7 +153,7 @@ impl Worker {
             self.window_tasks.spawn(reverse.begin().await?);
         }
         for flow in &self.flows {
-            // A lane takes a number in the same step as it sends, so numbers leave in order.
+            // A task takes a number in the same step as it sends, so messages leave in order.
             let next = Arc::new(AtomicU64::new(0));
             for _ in 0..flow.window {
                 let (connection, load) = (flow.peer.connection.clone(), flow.load.clone());
@@ -213,7 +213,7 @@ impl Worker {
     }
 
     async fn open(&mut self, course: SocketTest) -> Result<WorkerReply, Failure> {
-        let flow = self.flows.first().ok_or_else(|| Failure::run("a bare socket to nobody"))?;
+        let flow = self.flows.first().ok_or_else(|| Failure::run("a bare socket without a peer"))?;
         self.bare = Some(flow.peer.open_socket(&flow.host, course).await?);
         Ok(WorkerReply::Opened)
     }

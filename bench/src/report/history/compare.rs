@@ -1,4 +1,4 @@
-//! An earlier run, read back, and a row of today beside the same row of then.
+//! Reads an earlier run, and compares rows with those of the same case.
 
 use std::fmt;
 
@@ -9,7 +9,7 @@ use crate::machine::fingerprint::Fingerprint;
 use crate::results::histogram::HistogramCounts;
 use crate::results::row::Row;
 
-/// What makes two rows the same case. What they measured, and how it was carried, may differ.
+/// The keys that identify a case. Its figures and its path may differ.
 const IDENTITY: [&str; 16] = [
     "transport",
     "options",
@@ -29,10 +29,10 @@ const IDENTITY: [&str; 16] = [
     "read",
 ];
 
-/// Of the fingerprint: what figures of different runs should have in common.
+/// The keys of the fingerprint that two runs should have in common.
 const MACHINE: [&str; 5] = ["host", "cpu", "kernel", "cores", "memory_bytes"];
 
-/// Quantiles of the times that a comparison shows.
+/// Quantiles of the times in a comparison.
 const QUANTILES: [(&str, f64); 3] = [("p50", 0.5), ("p90", 0.9), ("p99", 0.99)];
 
 /// An earlier run.
@@ -48,34 +48,34 @@ struct EarlierRow {
     times: Option<Histogram<u64>>,
 }
 
-/// A row beside its earlier self.
+/// A row compared with its earlier row.
 #[derive(Debug)]
 pub(super) struct Comparison {
-    /// The figure that is judged.
+    /// The judged figure.
     figure: &'static str,
     before: f64,
     now: f64,
-    /// How much worse it is, in percent of before; negative where it is better.
+    /// How much worse it is, in percent of the earlier figure; negative if it is better.
     pub(super) worse_percent: f64,
-    /// Quantiles of the times, in percent of before.
+    /// Changes of the times' quantiles, in percent.
     longer_percent: Vec<(&'static str, f64)>,
 }
 
 impl EarlierRun {
-    /// A document, with or without histograms.
+    /// Reads a document, with or without histograms.
     pub(super) fn read(text: &str) -> Result<Self, String> {
         let document: Value =
-            serde_json::from_str(text).map_err(|error| format!("it is no JSON: {error}"))?;
+            serde_json::from_str(text).map_err(|error| format!("it is not JSON: {error}"))?;
         if document["schema"] != 1 {
             return Err(
-                "it is no document of schema 1, as --save-histograms and --json-file write it".to_owned()
+                "it is not a document of schema 1, as --save-histograms and --json-file write it".to_owned()
             );
         }
         let rows = document["results"].as_array().ok_or("it has no results")?;
-        // What failed then has nothing to compare with.
+        // A failed row has nothing to compare with.
         let measured = rows.iter().filter(|row| row["error"].is_null());
         let rows = measured.map(|row| {
-            let row = row.as_object().ok_or("one of its results is no row")?.clone();
+            let row = row.as_object().ok_or("one of its results is not a row")?.clone();
             let times = match row.get("histogram") {
                 None | Some(Value::Null) => None,
                 Some(kept) => Some(
@@ -90,12 +90,12 @@ impl EarlierRun {
         Ok(Self { fingerprint: document["fingerprint"].clone(), rows })
     }
 
-    /// Whether `row` was measured then.
+    /// Returns true if the earlier run has the row.
     pub(super) fn has(&self, row: &Row) -> bool {
         self.find(row).is_some()
     }
 
-    /// What was measured then.
+    /// Returns the names of all earlier rows.
     pub(super) fn names(&self) -> String {
         let word = |row: &EarlierRow, key: &str| match row.row.get(key) {
             Some(Value::String(text)) => text.clone(),
@@ -108,7 +108,7 @@ impl EarlierRun {
         self.rows.iter().map(name).collect::<Vec<_>>().join(", ")
     }
 
-    /// The machine of then, if it is not this one.
+    /// Returns how the machine of the earlier run differs from this one.
     pub(super) fn measured_elsewhere(&self, fingerprint: &Fingerprint) -> Option<String> {
         let now = serde_json::to_value(fingerprint).ok()?;
         let differing = MACHINE.iter().filter(|key| self.fingerprint[**key] != now[**key]);
@@ -117,7 +117,7 @@ impl EarlierRun {
         (!told.is_empty()).then(|| told.join("; "))
     }
 
-    /// `row` beside its earlier self, if both have a figure to compare.
+    /// Compares `row` with its earlier row, if both have a figure.
     pub(super) fn beside(&self, row: &Row) -> Option<Comparison> {
         let earlier = self.find(row)?;
         let of = |key: &str| earlier.row.get(key).and_then(Value::as_f64).filter(|figure| *figure > 0.0);
@@ -190,7 +190,7 @@ mod tests {
 
     #[test]
     fn less_bandwidth_and_more_latency_are_worse() {
-        // A document without histograms serves as well.
+        // A document without histograms can be compared too.
         let mut report = report();
         let earlier = EarlierRun::read(&serde_json::to_string(&report).unwrap()).unwrap();
         let row = &mut report.results[0];

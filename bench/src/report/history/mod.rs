@@ -1,4 +1,5 @@
-//! Runs of another day: `--save-histograms` keeps this one with its raw times, `--compare` holds it against an earlier one.
+//! Earlier runs: `--save-histograms` writes a run with its raw times, `--compare` compares with an earlier
+//! run.
 
 mod compare;
 mod saved;
@@ -13,16 +14,17 @@ use crate::results::row::Row;
 use crate::terminal::output_file::OutputFile;
 use crate::terminal::print::say;
 
-/// What of other days a run is asked for.
+/// The options for earlier runs.
 #[derive(Clone, Debug, clap::Args)]
 pub(crate) struct History {
-    /// Keep the document in FILE, with the raw histogram of every row's times
+    /// Write the document to FILE, with the raw histogram of every row's times
     #[arg(long, value_name = "FILE", value_parser = OutputFile::json("--save-histograms"), help_heading = "Output")]
     save_histograms: Option<OutputFile>,
-    /// Hold every row against the same one in FILE, of --save-histograms or --json-file, and fail where it is worse
+    /// Compare every row with the same one in FILE, of --save-histograms or --json-file, and fail if it is
+    /// worse
     #[arg(long, value_name = "FILE", help_heading = "Comparison")]
     compare: Option<PathBuf>,
-    /// How much worse than in --compare a row may be: GB/s where it has one, else the median time
+    /// How much worse than in --compare a row may be: GB/s if it has that figure, else the median time
     #[arg(long, value_name = "PERCENT", default_value_t = 10.0, requires = "compare", value_parser = percent, help_heading = "Comparison")]
     threshold: f64,
 }
@@ -33,17 +35,17 @@ impl History {
         self.save_histograms.as_ref().map_or(Ok(()), OutputFile::check)
     }
 
-    /// The file that the run is kept in.
+    /// Returns the file of `--save-histograms`.
     pub(crate) fn file(&self) -> Option<&OutputFile> {
         self.save_histograms.as_ref()
     }
 
-    /// The file of the earlier run.
+    /// Returns the file of `--compare`.
     pub(crate) fn compared(&self) -> Option<&Path> {
         self.compare.as_deref()
     }
 
-    /// Before the run: the earlier run, which must have a row of this one.
+    /// Reads the earlier run, which must have a row of this one.
     pub(crate) fn open(&self, planned: &[Row]) -> Result<Option<EarlierRun>, Failure> {
         let Some(path) = &self.compare else { return Ok(None) };
         let wrong = |why: String| Failure::usage(format!("--compare {}: {why}", path.display()));
@@ -55,14 +57,14 @@ impl History {
         Ok(Some(earlier))
     }
 
-    /// After the run: keeps it.
+    /// Writes the run.
     pub(crate) fn save(&self, report: &Report) -> Result<(), Failure> {
         let Some(file) = &self.save_histograms else { return Ok(()) };
         let wrong = |error| Failure::run(format!("--save-histograms: {error}"));
         file.write(&SavedRun::of(report).to_text().map_err(wrong)?)
     }
 
-    /// After the run: every row beside its earlier self, on stderr; a row that is worse beyond the threshold fails the run.
+    /// Compares every row on stderr; a row that is worse beyond the threshold fails the run.
     pub(crate) fn judge(&self, earlier: Option<&EarlierRun>, report: &Report) -> Result<(), Failure> {
         let Some(earlier) = earlier else { return Ok(()) };
         if let Some(other) = earlier.measured_elsewhere(&report.fingerprint) {

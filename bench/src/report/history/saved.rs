@@ -1,4 +1,4 @@
-//! A run as `--save-histograms` keeps it: the document, and beside each row its raw times.
+//! The document of `--save-histograms`: that of the run, with the raw times of each row.
 
 use serde::Serialize;
 
@@ -7,7 +7,7 @@ use crate::report::Report;
 use crate::results::histogram::HistogramCounts;
 use crate::results::row::Row;
 
-/// The document with histograms: whoever reads the document reads this too.
+/// The document with histograms, a superset of the document without.
 #[derive(Debug, Serialize)]
 pub(super) struct SavedRun<'a> {
     schema: u32,

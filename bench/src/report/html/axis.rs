@@ -1,14 +1,14 @@
-//! A quantity laid out along a line: where each value stands, and which values are written beside it.
+//! An axis: the position of each value, and the labelled values.
 
 use crate::data::units::Size;
 
-/// More words than this would touch each other.
+/// The most labels: more would overlap.
 const TICKS_MAX: usize = 9;
 
-/// From this ratio on between the largest and the smallest rate, the small ones would lie on the ground.
+/// From this ratio between the largest and the smallest rate on, the axis is logarithmic.
 const LINEAR_RATIO_MAX: f64 = 25.0;
 
-/// Quantiles that people ask for.
+/// The labelled quantiles.
 pub(super) const QUANTILES: [(f64, &str); 5] =
     [(0.5, "50 %"), (0.9, "90 %"), (0.99, "99 %"), (0.999, "99.9 %"), (0.9999, "99.99 %")];
 
@@ -25,7 +25,7 @@ pub(super) struct Axis {
 enum Scale {
     Linear,
     Logarithmic,
-    /// Each further nine of a quantile takes the same room.
+    /// Each further nine of a quantile takes the same space.
     Nines,
 }
 
@@ -40,7 +40,7 @@ impl Scale {
 }
 
 impl Axis {
-    /// Payloads of messages, each doubling as wide as the next.
+    /// Returns the axis of payload sizes, by powers of two.
     pub(super) fn sizes(sizes: impl IntoIterator<Item = usize>) -> Self {
         let mut sizes: Vec<usize> = sizes.into_iter().collect();
         sizes.sort_unstable();
@@ -62,7 +62,7 @@ impl Axis {
         axis
     }
 
-    /// Bandwidths: from zero, unless they are too far apart for that.
+    /// Returns the axis of bandwidths: from zero, unless they are too far apart.
     pub(super) fn rates(values: impl IntoIterator<Item = f64>) -> Self {
         let (low, high) = ends(values);
         if high / low > LINEAR_RATIO_MAX {
@@ -83,7 +83,7 @@ impl Axis {
         axis
     }
 
-    /// Times in microseconds.
+    /// Returns the axis of times in microseconds.
     pub(super) fn times_us(values: impl IntoIterator<Item = f64>) -> Self {
         let (low, high) = ends(values);
         Self::decades("time, logarithmic", low, high, |mantissa, exponent| {
@@ -97,7 +97,7 @@ impl Axis {
         })
     }
 
-    /// Shares of all messages, from the median on.
+    /// Returns the axis of shares of all messages, from the median on.
     pub(super) fn percentiles() -> Self {
         let [first, .., last] = QUANTILES.map(|(quantile, _)| quantile);
         let mut axis = Self::new("messages that took no longer", Scale::Nines, first, last);
@@ -105,7 +105,7 @@ impl Axis {
         axis
     }
 
-    /// Every power of ten, and what lies between where that is not too much.
+    /// Returns an axis with every power of ten, and values between them if there is space.
     fn decades(title: &'static str, low: f64, high: f64, label: fn(i32, i32) -> String) -> Self {
         let first = low.log10().floor() as i32;
         let last = (high.log10().ceil() as i32).max(first + 1);
@@ -128,13 +128,13 @@ impl Axis {
         Self { title, scale, low, high, ticks: Vec::new() }
     }
 
-    /// Where `value` stands: 0 at the beginning, 1 at the end.
+    /// Returns the position of `value`: 0 at the start, 1 at the end.
     pub(super) fn at(&self, value: f64) -> f64 {
         let [low, high, value] = [self.low, self.high, value].map(|value| self.scale.of(value));
         ((value - low) / (high - low)).clamp(0.0, 1.0)
     }
 
-    /// The values written beside it, and where.
+    /// Returns the labelled values with their positions.
     pub(super) fn ticks(&self) -> impl Iterator<Item = (f64, &str)> {
         self.ticks.iter().map(|(value, label)| (self.at(*value), label.as_str()))
     }
@@ -149,13 +149,13 @@ pub(super) fn size_label(bytes: usize) -> String {
     }
 }
 
-/// `mantissa * 10^exponent`, as near as a decimal number written by hand.
+/// Returns `mantissa * 10^exponent`, as exact as a decimal literal.
 fn scientific(mantissa: i32, exponent: i32) -> f64 {
     let power = 10f64.powi(exponent.abs());
     if exponent < 0 { f64::from(mantissa) / power } else { f64::from(mantissa) * power }
 }
 
-/// The smallest and the largest above zero.
+/// Returns the smallest and the largest value above zero.
 fn ends(values: impl IntoIterator<Item = f64>) -> (f64, f64) {
     let above = values.into_iter().filter(|value| *value > 0.0 && value.is_finite());
     let ends = above.fold(None, |ends: Option<(f64, f64)>, value| {

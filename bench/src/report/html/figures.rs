@@ -1,4 +1,4 @@
-//! Which plots a run has, and which figures go where.
+//! The plots of a run, and the figures in each.
 
 use std::collections::BTreeMap;
 
@@ -9,7 +9,7 @@ use super::plot::{Curve, Plot, Point, Source};
 use crate::results::number::figure;
 use crate::results::row::Row;
 
-/// Steps of a distribution's line.
+/// Points of a distribution's line.
 const STEPS: u32 = 96;
 
 /// The plots of one pattern.
@@ -20,14 +20,14 @@ pub(super) struct Figures {
     pub(super) distributions: Vec<Plot>,
 }
 
-/// What a figure measures, and how it reads.
+/// The quantity of a plot.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Quantity {
     Bandwidth,
     Median,
 }
 
-/// Every name that has a line somewhere: the same one looks the same on the whole page.
+/// The names of all lines, so that each has one look on the whole page.
 #[derive(Debug, Default)]
 struct Legend(Vec<(Source, String)>);
 
@@ -58,7 +58,7 @@ impl Legend {
         }
     }
 
-    /// A line for every name among `points`, in the order in which the names come.
+    /// Returns a line for every name among `points`, in the order of their appearance.
     fn lines(&mut self, points: Vec<(Source, String, Point)>) -> Vec<Curve> {
         let mut lines: Vec<Curve> = Vec::new();
         for (whose, name, point) in points {
@@ -95,7 +95,7 @@ impl Quantity {
     }
 }
 
-/// Bandwidth over size; for a pattern without one the median time, where there are sizes to compare.
+/// Plots bandwidth over size; for a pattern without one the median time, if there are several sizes.
 fn over_size(rows: &[&Row], sizes: usize, legend: &mut Legend) -> Option<Plot> {
     let quantity = match rows.iter().any(|row| row.reached_gb_per_s().is_some() && !row.handed_over) {
         true => Quantity::Bandwidth,
@@ -104,7 +104,7 @@ fn over_size(rows: &[&Row], sizes: usize, legend: &mut Legend) -> Option<Plot> {
     };
     let mut points = Vec::new();
     let mut best: BTreeMap<(usize, Source, String), (usize, f64)> = BTreeMap::new();
-    // What was handed over has no bandwidth.
+    // A hand-over has no bandwidth.
     let drawn = rows.iter().filter(|row| quantity == Quantity::Median || !row.handed_over);
     for row in drawn {
         let Some(y) = quantity.of(row.gb_per_s, row.p50_us) else { continue };
@@ -125,7 +125,7 @@ fn over_size(rows: &[&Row], sizes: usize, legend: &mut Legend) -> Option<Plot> {
         points.push((whose, name, Point { x: size as f64, y, range: None, told: Some(told) }));
     }
     for (_, _, point) in &mut points {
-        // A range that was rounded apart from its median would leave the plot.
+        // Rounding may have moved the range off its median; the point would leave the plot.
         point.range = point.range.map(|[low, high]| [low.min(point.y), high.max(point.y)]);
     }
     let values = points.iter().flat_map(|(_, _, point)| {
@@ -145,7 +145,7 @@ fn over_size(rows: &[&Row], sizes: usize, legend: &mut Legend) -> Option<Plot> {
     Some(Plot { kind: "over-size", title, x, y, lines })
 }
 
-/// How long the messages of one size took.
+/// Plots the distribution of the times at one size.
 fn distribution(rows: &[&Row], size_bytes: usize, legend: &mut Legend) -> Option<Plot> {
     let mut points = Vec::new();
     let mut others = Vec::new();
@@ -167,7 +167,7 @@ fn distribution(rows: &[&Row], size_bytes: usize, legend: &mut Legend) -> Option
     let title = format!("{}, {}: time of a message", rows.first()?.pattern, size_label(size_bytes));
     let mut lines = legend.lines(points);
     for line in lines.iter_mut().filter(|line| line.whose != Source::Ours) {
-        // Several rows had it beside them: the best one counts, as in the other plots.
+        // The best of several rows counts, as in the other plots.
         let best = line.points.iter().map(|point| point.y).fold(f64::INFINITY, f64::min);
         line.points.retain(|point| point.y <= best);
         line.points.truncate(1);
@@ -175,7 +175,7 @@ fn distribution(rows: &[&Row], size_bytes: usize, legend: &mut Legend) -> Option
     Some(Plot { kind: "distribution", title, x: Axis::percentiles(), y, lines })
 }
 
-/// Quantiles from the median on, up to where a single message would decide.
+/// Returns the quantiles from the median on, up to where a single message would decide.
 fn curve(times: &Histogram<u64>) -> Vec<Point> {
     let nines = |quantile: f64| -(1.0 - quantile).log10();
     let [first, .., last] = QUANTILES.map(|(quantile, _)| nines(quantile));
@@ -196,7 +196,7 @@ fn curve(times: &Histogram<u64>) -> Vec<Point> {
     quantiles.into_iter().map(point).collect()
 }
 
-/// What stands beside `row` in terms of `quantity`.
+/// Returns the ceilings and tools beside `row`, in terms of `quantity`.
 fn beside(row: &Row, quantity: Quantity) -> Vec<(Source, String, f64)> {
     let ceilings = row.ceilings.iter().filter_map(|ceiling| {
         let value = quantity.of(ceiling.gb_per_s, ceiling.p50_us)?;
@@ -224,7 +224,7 @@ mod tests {
     use super::*;
     use crate::results::row::tests::bandwidth_row;
 
-    /// What the lines of a plot are, with the number of their marks.
+    /// Returns the lines of a plot with the number of their marks.
     fn lines(plot: &Plot) -> Vec<(Source, &str, usize)> {
         let marks = |line: &Curve| line.points.iter().filter(|point| point.told.is_some()).count();
         plot.lines.iter().map(|line| (line.whose, line.name.as_str(), marks(line))).collect()

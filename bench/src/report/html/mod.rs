@@ -1,4 +1,4 @@
-//! `--html`: a run as one page that needs nothing else, neither network nor script.
+//! `--html`: a run as one page without scripts or external resources.
 
 mod axis;
 mod figures;
@@ -19,16 +19,17 @@ use crate::results::row::{CeilingRow, CpuCost, Row};
 use crate::results::tool_row::ToolRow;
 use crate::terminal::output_file::OutputFile;
 
-/// How the page looks, in the light and in the dark.
+/// The style of the page, for light and dark displays.
 const SHEET: &str = include_str!("style.css");
 
-/// More distributions of a pattern than this are folded away until somebody asks for them.
+/// Further distributions of a pattern are folded.
 const OPEN_MAX: usize = 6;
 
-/// Whether a run is to become a page.
+/// The option `--html`.
 #[derive(Clone, Debug, clap::Args)]
 pub(crate) struct Html {
-    /// Write the result as one page with plots to FILE as well: nothing else is needed to read it. `-` is stdout, in place of the table
+    /// Write the result also as one page with plots to FILE, without external resources. `-` is stdout,
+    /// instead of the table
     #[arg(long, value_name = "FILE", value_parser = OutputFile::page("--html"), help_heading = "Output")]
     html: Option<OutputFile>,
 }
@@ -39,12 +40,12 @@ impl Html {
         self.html.as_ref().map_or(Ok(()), OutputFile::check)
     }
 
-    /// Whether stdout is for the page.
+    /// Returns true if stdout is for the page.
     pub(crate) fn is_on_stdout(&self) -> bool {
         self.html.as_ref().is_some_and(OutputFile::is_stdout)
     }
 
-    /// The file that the page goes to.
+    /// Returns the file of the page.
     pub(crate) fn file(&self) -> Option<&OutputFile> {
         self.html.as_ref()
     }
@@ -57,7 +58,7 @@ impl Html {
     }
 }
 
-/// Text from outside, which stays text whatever it holds, in an attribute too.
+/// Escaped text, also valid in an attribute.
 #[derive(Clone, Copy, Debug)]
 struct Escaped<'a>(&'a str);
 
@@ -70,7 +71,7 @@ impl fmt::Display for Escaped<'_> {
                 '>' => f.write_str("&gt;"),
                 '"' => f.write_str("&quot;"),
                 '\'' => f.write_str("&#39;"),
-                // No page may hold these, in any spelling.
+                // A page must not contain these characters in any form.
                 _ if character.is_control() && character != '\n' => f.write_char('\u{fffd}'),
                 _ => f.write_char(character),
             }?;
@@ -83,7 +84,7 @@ impl fmt::Display for Escaped<'_> {
 #[derive(Debug)]
 struct Page<'a> {
     report: &'a Report,
-    /// What the command was given.
+    /// The command line.
     arguments: &'a [String],
     written: UtcTime,
 }
@@ -94,7 +95,7 @@ impl fmt::Display for Page<'_> {
         let what = Summary(rows).to_string();
         let what = Escaped(&what);
         writeln!(f, "<!DOCTYPE html>\n<html lang=\"en\">\n<head>\n<meta charset=\"utf-8\">")?;
-        // Whatever a page like this could ask for elsewhere, the browser refuses.
+        // Has the browser refuse any external resource.
         f.write_str(r#"<meta http-equiv="Content-Security-Policy" "#)?;
         writeln!(f, r#"content="default-src 'none'; style-src 'unsafe-inline'">"#)?;
         writeln!(f, r#"<meta name="viewport" content="width=device-width, initial-scale=1">"#)?;
@@ -105,7 +106,7 @@ impl fmt::Display for Page<'_> {
         if !self.report.complete {
             writeln!(
                 f,
-                "<p><strong>This run is not complete: a case failed, or somebody interrupted it.</strong></p>"
+                "<p><strong>This run is not complete: a case failed, or the run was interrupted.</strong></p>"
             )?;
         }
         for warning in &self.report.warnings {
@@ -138,7 +139,7 @@ impl Page<'_> {
             ("Load before", machine.load.before.to_string()),
             ("Load after", machine.load.after.as_ref().map_or_else(|| figure(None), ToString::to_string)),
             ("Versions", versions),
-            ("Commit", machine.commit.unwrap_or("not told to the build").to_owned()),
+            ("Commit", machine.commit.unwrap_or("unknown").to_owned()),
             ("Measured", self.written.to_string()),
         ];
         writeln!(f, "<dl>")?;
@@ -231,12 +232,12 @@ const HEADINGS: [(&str, &str); 13] = [
     ("Tools of others", "their figure, and ours over theirs"),
 ];
 
-/// Those of [`HEADINGS`] that hold figures.
+/// The columns of [`HEADINGS`] with figures.
 const FIGURES: std::ops::Range<usize> = 4..11;
 
 fn results(f: &mut fmt::Formatter<'_>, rows: &[Row]) -> fmt::Result {
     let lines: Vec<_> = rows.iter().map(|row| (row, cells(row))).collect();
-    // A column that nobody fills says nothing.
+    // An empty column is left out.
     let shown = |column: &usize| lines.iter().any(|(_, cells)| cells[*column] != figure(None));
     let shown: Vec<usize> = (0..HEADINGS.len()).filter(shown).collect();
     let class = |column: usize| if FIGURES.contains(&column) { " class=\"figure\"" } else { "" };
@@ -267,7 +268,7 @@ fn results(f: &mut fmt::Formatter<'_>, rows: &[Row]) -> fmt::Result {
     )
 }
 
-/// The cells of a row, as they stand in the page.
+/// Returns the cells of a row.
 fn cells(row: &Row) -> [String; HEADINGS.len()] {
     let wide = if row.wide().is_some() { " !" } else { "" };
     let range =
@@ -297,7 +298,7 @@ fn cells(row: &Row) -> [String; HEADINGS.len()] {
     ]
 }
 
-/// Where nothing was copied, a copy is no ceiling.
+/// If nothing was copied, a copy is no ceiling.
 fn ceiling(ceiling: &CeilingRow, handed_over: bool) -> String {
     let share = ceiling.share.filter(|_| !handed_over || ceiling.gb_per_s.is_none());
     let share = share.map(|share| match share {
@@ -326,7 +327,7 @@ fn several(cells: impl Iterator<Item = String>) -> String {
     if cells.is_empty() { figure(None) } else { cells.join("<br>") }
 }
 
-/// How each tool ran beside each row; and why, where it did not.
+/// Writes how each tool ran beside each row, or why it did not.
 fn tools(f: &mut fmt::Formatter<'_>, rows: &[Row]) -> fmt::Result {
     let entries = || rows.iter().flat_map(|row| row.against.iter().map(move |entry| (row, entry)));
     if entries().next().is_none() {
@@ -362,7 +363,7 @@ fn tools(f: &mut fmt::Formatter<'_>, rows: &[Row]) -> fmt::Result {
     writeln!(f, "</section>")
 }
 
-/// Words as a shell takes them.
+/// Quotes words for a shell.
 fn shell_line(words: &[String]) -> String {
     let plain = |c: char| c.is_ascii_alphanumeric() || "-_=./:,@%+".contains(c);
     let quoted = |word: &String| {

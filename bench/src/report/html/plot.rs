@@ -1,4 +1,5 @@
-//! One plot as SVG: lines over two axes. Its looks are the page's: elements carry classes, and marks tell their values.
+//! One plot as SVG: lines over two axes. The style sheet of the page sets its look: elements have classes,
+//! and marks have their values as titles.
 
 use std::fmt;
 
@@ -11,15 +12,15 @@ const LEFT: f64 = 72.0;
 const RIGHT: f64 = 28.0;
 const TOP: f64 = 34.0;
 const BOTTOM: f64 = 50.0;
-/// Lines keep off the frame's sides, so that marks at the ends are whole.
+/// The space between the lines and the frame, so that marks at the ends are whole.
 const PADDING: f64 = 14.0;
-/// Looks there are for each kind of line; more of them begin again.
+/// The number of looks for each kind of line; further lines repeat them.
 const LOOKS: usize = 8;
 
-/// A plot, and what stands beside it.
+/// A plot with its title.
 #[derive(Clone, Debug)]
 pub(super) struct Plot {
-    /// What is over what: `over-size` or `distribution`.
+    /// The kind of plot: `over-size` or `distribution`.
     pub(super) kind: &'static str,
     pub(super) title: String,
     pub(super) x: Axis,
@@ -36,7 +37,7 @@ pub(super) struct Curve {
     pub(super) points: Vec<Point>,
 }
 
-/// Whose figures a line shows.
+/// The source of a line's figures.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) enum Source {
     Ours,
@@ -50,7 +51,7 @@ pub(super) struct Point {
     pub(super) y: f64,
     /// Lowest and highest of the repeats.
     pub(super) range: Option<[f64; 2]>,
-    /// The value in words. A point without is only passed by the line.
+    /// The value as text. A point without text has no mark.
     pub(super) told: Option<String>,
 }
 
@@ -69,7 +70,7 @@ impl Curve {
         format!("{} look{}", self.whose.class(), self.look % LOOKS)
     }
 
-    /// A mark at (`x`, `y`), of a shape that tells whose it is.
+    /// Draws a mark at (`x`, `y`), whose shape shows the source.
     fn mark(&self, f: &mut fmt::Formatter<'_>, x: f64, y: f64, told: &str) -> fmt::Result {
         match self.whose {
             Source::Ours => write!(f, r#"<circle cx="{x:.1}" cy="{y:.1}" r="3.6">"#)?,
@@ -86,7 +87,7 @@ impl Curve {
         })
     }
 
-    /// The line as the legend shows it.
+    /// Draws the line for the legend.
     fn sample(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, r#"<svg class="sample {}" viewBox="0 0 34 12" aria-hidden="true">"#, self.look())?;
         f.write_str(r#"<path class="line" d="M1 6H33"/><g class="marks">"#)?;
@@ -160,7 +161,7 @@ fn up(part: f64) -> f64 {
 }
 
 impl fmt::Display for Plot {
-    /// A figure: the plot and its legend.
+    /// Writes the plot and its legend.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let title = Escaped(&self.title);
         writeln!(f, r#"<figure data-plot="{}">"#, self.kind)?;
@@ -168,7 +169,7 @@ impl fmt::Display for Plot {
         write!(f, r#"<svg class="plot" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{title}: "#)?;
         writeln!(f, r#"{} over {}">"#, self.y.title, self.x.title)?;
         self.frame(f)?;
-        // What is ours is drawn last, and lies above.
+        // Our lines are drawn last, on top of the others.
         for line in self.lines.iter().rev() {
             writeln!(f)?;
             self.line(f, line)?;

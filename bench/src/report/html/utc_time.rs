@@ -1,4 +1,4 @@
-//! A moment as people write it.
+//! A time in UTC, for people.
 
 use std::fmt;
 use std::time::{SystemTime, UNIX_EPOCH};
@@ -10,12 +10,13 @@ pub(super) struct UtcTime {
 }
 
 impl UtcTime {
-    /// A clock before 1970 is taken for 1970.
+    /// A clock before 1970 counts as 1970.
     pub(super) fn of(time: SystemTime) -> Self {
         Self { minutes: time.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs() / 60) }
     }
 
-    /// Year, month and day of the Gregorian calendar. Years begin in March here, so that a leap day is a year's last.
+    /// Returns year, month and day of the Gregorian calendar. The calculation starts years in March, so that
+    /// a leap day is the last day of a year.
     fn date(self) -> (u64, u64, u64) {
         let days = self.minutes / (24 * 60) + 719_468; // since the first of March of the year 0
         let (era, day) = (days / 146_097, days % 146_097); // 400 years
