@@ -218,7 +218,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_of_others_stays_within_a_process() {
+    fn no_tool_runs_over_mem() {
         for tool in TOOLS {
             for pattern in Pattern::OFFERED {
                 let job = Job { path: "mem", ..job(pattern, 8) };

@@ -209,7 +209,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_tool_cannot_be_told_is_remarked() {
+    fn options_that_a_tool_lacks_are_noted() {
         let mut case = crate::case::tests::case("tcp", Pattern::Bandwidth, 8);
         case.frames = 3;
         case.transport.options.insert("tls".into(), "on".into());

@@ -152,7 +152,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_a_process_says_is_kept() {
+    async fn output_of_a_process_is_returned() {
         let script = "echo $COLOUR; echo first >&2; echo wrong >&2; exit 3";
         let ended = shell(script).finish(Instant::now() + LONG).await.unwrap();
         assert_eq!((ended.out.as_str(), ended.status.code()), ("red\n", Some(3)));

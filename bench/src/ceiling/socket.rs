@@ -377,7 +377,7 @@ mod tests {
     }
 
     #[test]
-    fn confirmations_that_come_at_once_are_no_speed() {
+    fn early_confirmations_do_not_raise_the_rate() {
         for spin in [false, true] {
             let layout = Layout::new(8 << 20, 4);
             let course = SocketTest { layout, ping_pong: false, spin, tls: false, duration_ms: 1 };
@@ -386,7 +386,7 @@ mod tests {
     }
 
     #[test]
-    fn a_stranger_is_turned_away() {
+    fn a_client_with_a_wrong_key_is_refused() {
         let course = SocketTest {
             layout: Layout::new(8, 1),
             ping_pong: true,

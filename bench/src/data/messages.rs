@@ -74,7 +74,10 @@ impl DataHeader {
 pub(crate) fn inspect(message: &Message, spec: MessageSpec, expected: u64) -> Result<(), String> {
     let MessageSpec { layout, frames, check, .. } = spec;
     let Some(DataHeader(number)) = DataHeader::from_header(message.header()) else {
-        return Err(format!("a message of {} header bytes without its header arrived", message.header().len()));
+        return Err(format!(
+            "a message of {} header bytes without its header arrived",
+            message.header().len()
+        ));
     };
     if number != expected {
         return Err(format!("message {number} arrived where {expected} was expected"));
@@ -130,7 +133,7 @@ mod tests {
     }
 
     #[test]
-    fn a_wrong_message_is_noticed() {
+    fn a_wrong_message_is_detected() {
         let layout = Layout::new(100, 3);
         let spec = MessageSpec { layout, frames: 2, check: Check::Whole, places: Places::default() };
         let verdict = |message: &Message, expected| inspect(message, spec, expected);

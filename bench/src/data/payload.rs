@@ -221,7 +221,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_sent_passes_and_one_wrong_byte_does_not() {
+    fn one_wrong_byte_fails_the_check() {
         let layout = Layout::new(1003, 3);
         let memory = Payload::default().prepare(layout, Place::Arena).unwrap();
         let memory = memory.as_slice().unwrap();

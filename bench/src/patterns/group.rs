@@ -161,7 +161,7 @@ mod tests {
     }
 
     #[test]
-    fn rates_add_up_and_the_slowest_is_told() {
+    fn rates_add_up_and_fairness_is_that_of_the_slowest() {
         let spent = |begin, end| WorkerCost {
             messages: 600,
             cpu_s: 0.25,
@@ -184,7 +184,7 @@ mod tests {
     }
 
     #[test]
-    fn what_comes_from_one_that_all_met_is_a_rate_of_its_own() {
+    fn messages_of_the_mutual_peer_are_a_rate() {
         let spent =
             WorkerCost { messages: 1000, cpu_s: 0.25, far_cpu_s: (5.0, 6.0), bytes_copied: 1000 << 10 };
         let case = case("tcp", Pattern::Alltoall, 1 << 10);
@@ -198,7 +198,7 @@ mod tests {
     }
 
     #[test]
-    fn everybody_meets_all_the_others_once() {
+    fn every_worker_connects_to_all_others_once() {
         let addresses: Vec<String> = ["a", "b", "c"].map(str::to_owned).into();
         assert_eq!(others(&addresses), [["b", "c"], ["c", "a"], ["a", "b"]]);
     }

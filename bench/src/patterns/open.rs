@@ -116,7 +116,7 @@ mod tests {
     use crate::case::tests::case;
 
     #[test]
-    fn a_schedule_has_each_message_at_its_time_and_no_more_than_were_asked_for() {
+    fn a_schedule_has_the_requested_number_of_messages() {
         let begin = Instant::now();
         for (rate, duration_ms, messages) in
             [(1000, 1000, 1000), (7, 1000, 7), (3, 500, 2), (1, 20, 1), (1, 0, 1)]
@@ -130,7 +130,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn nothing_leaves_before_its_time_however_it_waits() {
+    async fn no_message_leaves_before_it_is_due() {
         for wait in [Wait::Spin, Wait::Adaptive, Wait::Sleep] {
             let case = Case { wait, ..case("tcp", Pattern::Rate, 8) };
             let mut times = Vec::new();
@@ -149,7 +149,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_stall_is_in_the_times_of_all_that_were_due_meanwhile() {
+    async fn a_stall_counts_in_the_times_of_all_due_messages() {
         // With a window of 16, and no answer before the end.
         let case = case("tcp", Pattern::Rate, 8);
         let (begin, sent, mut times) = (Instant::now(), Cell::new(0), Vec::new());
@@ -171,7 +171,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn who_falls_behind_gives_up_after_as_long_again() {
+    async fn an_open_loop_that_falls_behind_ends_after_twice_the_duration() {
         let case = Case { window: 1, ..case("tcp", Pattern::Rate, 8) };
         let (begin, mut confirmed) = (Instant::now(), 0);
         let confirm = async |_, ()| {
@@ -184,7 +184,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn the_first_failure_ends_it() {
+    async fn the_first_failure_ends_an_open_loop() {
         let case = case("tcp", Pattern::Rate, 8);
         let until = Instant::now() + Duration::from_secs(3600);
         let confirm = async |_, ()| Err(Failure::run("no answer"));

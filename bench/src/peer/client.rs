@@ -62,9 +62,8 @@ impl Peer {
                 "received a message instead of an answer: is the other end a `towline serve`?",
             ));
         }
-        serde_json::from_slice(message.header()).map_err(|error| {
-            Failure::run(format!("an answer that this version cannot decode: {error}"))
-        })
+        serde_json::from_slice(message.header())
+            .map_err(|error| Failure::run(format!("an answer that this version cannot decode: {error}")))
     }
 
     /// Sends a request that has no answer of its own.

@@ -359,7 +359,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn greed_is_refused() {
+    fn a_request_for_too_much_memory_is_refused() {
         bounded(Layout::new(8, 256)).unwrap();
         bounded(Layout { buffers: 1, ..Layout::new(8, 256) }).unwrap();
         for buffers in [0, 3, usize::MAX] {

@@ -164,7 +164,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_handed_over_has_no_rate_and_no_share() {
+    fn handed_over_rows_have_no_rate_and_no_share() {
         let row = Row { handed_over: true, gb_per_s: Some(9641.0), ..bandwidth_row() };
         let (line, text) = (line(&row), text(row));
         for told in [&line, &text] {

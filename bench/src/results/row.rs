@@ -436,7 +436,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn messages_that_nobody_copied_or_read_were_handed_over() {
+    fn uncopied_and_unread_messages_are_handed_over() {
         let row = |path: &str, pattern, check, copied| {
             let case = Case { check, ..case("mem", pattern, 1 << 20) };
             let sample = Sample { bytes_copied: Some(copied), ..sample(9000.0) };
@@ -481,7 +481,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn what_does_not_apply_is_null() {
+    fn keys_that_do_not_apply_are_null() {
         let row = serde_json::to_value(Row::planned(&case("mem", Pattern::Latency, 8))).unwrap();
         for key in [
             "path",

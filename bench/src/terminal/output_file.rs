@@ -187,7 +187,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_file_is_written_as_it_is_and_a_folder_is_refused() {
+    fn devices_are_written_in_place_and_folders_refused() {
         file("/dev/null").check().unwrap();
         file("/dev/null").write("nothing").unwrap();
         assert!(!fs::metadata("/dev/null").unwrap().is_file());

@@ -1,4 +1,4 @@
-//! Where others are told to find what listens, and with which options: clusters whose scheduler is the command.
+//! Advertised addresses and their options: clusters whose scheduler is the command.
 
 use std::fs;
 use std::io::Write;
@@ -14,7 +14,8 @@ use crate::command::{LIMIT, start, towline};
 
 const SECRET: &str = "of this cluster";
 
-/// Two workers that `start` makes, each with an endpoint of its own, exchange a block. Returns what the scheduler then knows.
+/// Has two workers, made by `start` with an endpoint each, exchange a block. Returns what the scheduler has
+/// recorded.
 fn exchange(
     address: &str,
     endpoint: impl Fn() -> Endpoint,
@@ -35,7 +36,7 @@ fn exchange(
         }
         let client = Client::connect(&endpoint(), &address).await.unwrap();
         let blocks = client.map(FILL, [(1, BLOCK_LEN), (2, BLOCK_LEN)]).unwrap();
-        // Either worker has one of them, and one fetches the other's.
+        // Each worker has one of the blocks, so one of them fetches the other's.
         let len = client.submit(LEN, (&blocks,)).unwrap().result().await.unwrap();
         assert_eq!(len, 2 * BLOCK_LEN);
         // The client fetches from both.
@@ -49,7 +50,7 @@ fn exchange(
 }
 
 #[test]
-fn others_find_a_scheduler_and_its_workers_where_they_advertise_to_be() {
+fn schedulers_and_workers_are_reached_at_advertised_addresses() {
     let token = NamedTempFile::new().unwrap();
     fs::write(token.path(), SECRET).unwrap();
     let token = token.path().to_str().unwrap();
@@ -59,7 +60,7 @@ fn others_find_a_scheduler_and_its_workers_where_they_advertise_to_be() {
     assert!(address.starts_with("tcp://127.0.0.2:") && !address.ends_with(":0"), "{address}");
 
     let endpoint = || Endpoint::builder().token(Token::from_bytes(SECRET).unwrap()).build().unwrap();
-    // As workers whose ports are published elsewhere.
+    // Workers as in containers, whose ports are published at another address.
     let stats = exchange(&address, endpoint, "tcp://0.0.0.0:0", Some("tcp://127.0.0.3:0"), async |client| {
         let address = address.clone();
         let top = ["top", &address, "--once", "--json", "--interval", "0.1", "--token-file", token]
@@ -82,7 +83,7 @@ fn others_find_a_scheduler_and_its_workers_where_they_advertise_to_be() {
 }
 
 #[test]
-fn a_bench_finds_a_serving_side_where_it_advertises_to_be() {
+fn bench_connects_to_the_advertised_address() {
     let mut token = NamedTempFile::new().unwrap();
     token.write_all(SECRET.as_bytes()).unwrap();
     let token = token.path().to_str().unwrap();
@@ -98,7 +99,7 @@ fn a_bench_finds_a_serving_side_where_it_advertises_to_be() {
     }
 }
 
-/// A scheduler's address is what its workers connect to each other with: its options, and TLS.
+/// Workers connect to each other with the options and the TLS of the scheduler's address.
 #[test]
 fn options_of_a_scheduler_reach_the_connections_between_its_workers_over_tls() {
     let files = TempDir::new().unwrap();
@@ -125,7 +126,8 @@ fn options_of_a_scheduler_reach_the_connections_between_its_workers_over_tls() {
         assert_eq!(told.len(), 2);
         for told in &told {
             let told: Address = told.parse().unwrap();
-            // What carried the blocks: so many sockets of each connection that was made to it, the other worker's and the client's.
+            // The blocks were moved by the connections of the other worker and of the client, with that many
+            // sockets each.
             let sockets = established_at(told.port());
             assert!(sockets >= 3 && sockets.is_multiple_of(3), "{told}: {sockets} sockets");
             let connection = endpoint().connect(&told).await.unwrap();
@@ -133,7 +135,7 @@ fn options_of_a_scheduler_reach_the_connections_between_its_workers_over_tls() {
             assert_eq!((path.encryption(), path.integrity(), path.streams()), ("tls", "crc32c", 3), "{told}");
             connection.abort();
         }
-        // Nobody could have come otherwise.
+        // No connection without TLS was possible.
         let plain = told[0].replace("tls://", "tcp://").parse().unwrap();
         let refused = Endpoint::new().unwrap().connect(&plain).await.unwrap_err();
         assert!(refused.to_string().contains("only over TLS"), "{refused}");
@@ -142,7 +144,7 @@ fn options_of_a_scheduler_reach_the_connections_between_its_workers_over_tls() {
     assert_eq!((pair.values, &pair.path[..]), (1, "tcp"), "{stats:#?}");
 }
 
-/// Connected sockets of this host that were accepted at a port of the loopback interface.
+/// Returns the connected sockets of this host that were accepted at a loopback port.
 fn established_at(port: u16) -> usize {
     let table = fs::read_to_string("/proc/net/tcp").unwrap();
     // proc_pid_net(5): `sl local_address rem_address st …`, where state 01 is established.

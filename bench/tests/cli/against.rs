@@ -1,4 +1,4 @@
-//! `--against`: every tool really runs, once, and its entry says what it did.
+//! `--against`: every tool runs once, and its entry reports the run.
 
 use std::fs;
 use std::path::Path;
@@ -10,7 +10,7 @@ use towline_tests::need;
 use crate::bench::{bench, rows};
 use crate::command::spawn;
 
-/// Whether `tool` is here; if not, the test that asks skips, or fails where the tool is required.
+/// Returns true if `tool` is installed; otherwise the test skips, or fails if the tool is required.
 pub(crate) fn there(tool: &str) -> bool {
     let folders = std::env::var_os("PATH").unwrap_or_default();
     if std::env::split_paths(&folders).any(|folder| folder.join(tool).is_file()) {
@@ -19,13 +19,13 @@ pub(crate) fn there(tool: &str) -> bool {
     needs(tool, "it is not on the search path")
 }
 
-/// Skips what needs `tool`, or fails where it is required.
+/// Skips a test that needs `tool`, or fails if it is required.
 pub(crate) fn needs(tool: &str, why: &str) -> bool {
     need::skipped(tool, why);
     false
 }
 
-/// The entry of the only tool of the only row.
+/// Returns the row and the entry of the only tool.
 fn entry(line: &str) -> (Value, Value) {
     let mut rows = rows(&bench(&format!("--transport tcp --wait sleep --json {line}")));
     assert_eq!(rows.len(), 1);
@@ -35,7 +35,7 @@ fn entry(line: &str) -> (Value, Value) {
     (row.clone(), entries[0].clone())
 }
 
-/// What holds for every entry whose tool ran.
+/// Checks the entry of a tool that ran.
 #[track_caller]
 pub(crate) fn ran(row: &Value, entry: &Value, tool: &str, completion: &str, figure: &str) {
     assert_eq!((&entry["tool"], &entry["completion"]), (&tool.into(), &completion.into()), "{entry}");
@@ -52,7 +52,7 @@ pub(crate) fn ran(row: &Value, entry: &Value, tool: &str, completion: &str, figu
 }
 
 #[test]
-fn iperf3_streams_beside_ours_and_tells_its_cpu_time() {
+fn iperf3_streams_beside_ours_with_its_cpu_time() {
     if !there("iperf3") {
         return;
     }
@@ -90,7 +90,7 @@ fn iceoryx2_runs_beside_a_latency_and_leaves_nothing() {
     if !folders.into_iter().any(built) && !needs("iceoryx2", "cargo xtask install builds it") {
         return;
     }
-    // As a run leaves it that was killed.
+    // The files that a killed run leaves.
     let mut dead = Command::new("true").spawn().unwrap();
     dead.wait().unwrap();
     let [of_killed, temporary] = [Path::new("/dev/shm"), &std::env::temp_dir()]
@@ -102,7 +102,7 @@ fn iceoryx2_runs_beside_a_latency_and_leaves_nothing() {
     let command = entry["command"].as_str().unwrap();
     assert!(command.contains("iceoryx2_pingpong serve ") && command.contains("ping "), "{command}");
     assert!(!of_killed.exists() && !temporary.exists());
-    // Other runs may be under way, each under a name of its own.
+    // Other runs may be active, each under its own name.
     for folder in [of_killed.parent().unwrap(), temporary.parent().unwrap()] {
         for left in fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().file_name()) {
             let owner =
@@ -131,7 +131,7 @@ fn dask_shuffles_beside_ours() {
 }
 
 #[test]
-fn what_a_tool_cannot_do_is_null_and_says_why() {
+fn an_unsuitable_tool_has_null_figures_and_a_reason() {
     if !there("iperf3") {
         return;
     }
@@ -148,7 +148,7 @@ fn what_a_tool_cannot_do_is_null_and_says_why() {
 }
 
 #[test]
-fn people_and_assertions_see_the_ratio() {
+fn the_table_and_assertions_have_the_ratio() {
     if !there("iperf3") {
         return;
     }
@@ -160,8 +160,8 @@ fn people_and_assertions_see_the_ratio() {
 }
 
 #[test]
-fn a_missing_tool_is_refused_before_anything_runs_with_the_line_that_installs_it() {
-    // Away from where it was built, so that it finds nothing beside itself.
+fn a_missing_tool_is_refused_with_its_install_command() {
+    // In another folder than the build, so that it finds no tool beside itself.
     let folder = tempfile::tempdir().unwrap();
     let program = folder.path().join("towline");
     fs::copy(env!("CARGO_BIN_EXE_towline"), &program).unwrap();

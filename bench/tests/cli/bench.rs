@@ -1,4 +1,4 @@
-//! What `towline bench` measures and reports.
+//! The measurements and reports of `towline bench`.
 
 use serde_json::Value;
 
@@ -15,7 +15,7 @@ pub(crate) fn bench(line: &str) -> Finished {
     towline(&words)
 }
 
-/// The rows of a document, which is made as its schema says.
+/// Returns the rows of a document, which must match its schema.
 #[track_caller]
 pub(crate) fn rows(finished: &Finished) -> Vec<Value> {
     finished.exits_with(0);
@@ -24,7 +24,7 @@ pub(crate) fn rows(finished: &Finished) -> Vec<Value> {
     document["results"].as_array().unwrap().clone()
 }
 
-/// Every pattern moves and checks its bytes, and says what it cost.
+/// Checks the rows of every pattern.
 #[track_caller]
 pub(crate) fn measures_every_pattern(transport: &str) {
     let line = format!(
@@ -56,14 +56,14 @@ pub(crate) fn measures_every_pattern(transport: &str) {
     }
 }
 
-/// The kinds of ceilings that a row stands beside.
+/// Returns the kinds of the ceilings beside a row.
 pub(crate) fn ceilings(row: &Value) -> Vec<&str> {
     let ceilings = row["ceilings"].as_array().unwrap();
     ceilings.iter().filter_map(|ceiling| ceiling["kind"].as_str()).collect()
 }
 
 #[test]
-fn a_run_need_not_warm_up() {
+fn a_run_without_warmup_works() {
     let patterns = "latency,bandwidth,bidirectional,rate,get,put,connect,incast,alltoall";
     let line = ["bench", "--transport", "tcp", "--pattern", patterns, "--size", "1000", "--json"];
     let rows =
@@ -88,7 +88,7 @@ fn tls_is_measured_between_two_processes_beside_a_bare_tls_socket() {
 }
 
 #[test]
-fn streams_are_told_by_the_row_and_carry_every_pattern() {
+fn every_pattern_runs_over_several_streams() {
     let line = "--transport tcp --streams 3 --pattern latency,bandwidth,bidirectional,rate,get,put,connect,incast,alltoall \
                 --size 100000 --verify --json --assert tcp.bandwidth.100000[streams=3].gb_per_s>0";
     let rows = rows(&bench(line));
@@ -100,7 +100,7 @@ fn streams_are_told_by_the_row_and_carry_every_pattern() {
 }
 
 #[test]
-fn what_sleeps_stands_beside_a_socket_that_sleeps() {
+fn a_sleeping_end_is_compared_with_a_blocking_socket() {
     let rows =
         rows(&bench("--transport tcp --pattern latency,bandwidth --size 64K --wait sleep,adaptive --json"));
     assert_eq!(rows.len(), 4);
@@ -112,14 +112,14 @@ fn what_sleeps_stands_beside_a_socket_that_sleeps() {
 }
 
 #[test]
-fn auto_says_what_carried_the_bytes() {
+fn auto_reports_the_path() {
     let rows = rows(&bench("--transport auto --pattern latency --json"));
     assert_eq!((&rows[0]["transport"], &rows[0]["processes"]), (&"auto".into(), &2.into()));
     assert_eq!(rows[0]["path"], best().as_str());
 }
 
 #[test]
-fn frames_and_waits_are_rows_of_their_own() {
+fn each_wait_is_a_row() {
     let rows = rows(&bench(
         "--transport mem,tcp --pattern bandwidth --size 64K --frames 3 --wait adaptive,sleep --json",
     ));
@@ -130,7 +130,7 @@ fn frames_and_waits_are_rows_of_their_own() {
 }
 
 #[test]
-fn what_leaves_from_one_buffer_arrives_and_is_told_by_the_row() {
+fn messages_from_one_buffer_arrive_and_the_row_says_so() {
     let line =
         "--pattern bandwidth,put,get,bidirectional --size 100000 --window 4 --buffers 1 --verify --json";
     let rows = rows(&bench(&format!("--transport mem,tcp {line}")));
@@ -139,7 +139,7 @@ fn what_leaves_from_one_buffer_arrives_and_is_told_by_the_row() {
 }
 
 #[test]
-fn a_receiver_that_reads_is_told_by_the_row() {
+fn a_row_says_whether_the_receiver_reads() {
     let line = "--transport mem,tcp --pattern latency,bandwidth,bidirectional,rate,get,put,incast --size 100000 --read --json";
     let rows =
         rows(&bench(&format!("{line} --assert mem.bandwidth.100000[read=true].ceiling.memcpy.share>0")));
@@ -178,7 +178,7 @@ fn an_assertion_decides_the_exit_code() {
 }
 
 #[test]
-fn a_serving_side_elsewhere_is_measured() {
+fn a_running_serving_side_is_measured() {
     let mut serve = start(&["serve", "towline://127.0.0.1:0"]);
     let (address, _rest) = serve.first_line();
     assert!(address.starts_with("towline://127.0.0.1:"), "{address}");
@@ -189,22 +189,22 @@ fn a_serving_side_elsewhere_is_measured() {
 }
 
 #[test]
-fn a_token_is_asked_for() {
+fn a_peer_without_the_token_is_refused() {
     let file = std::env::temp_dir().join(format!("towline-token-{}", std::process::id()));
     std::fs::write(&file, "a secret of the tests").unwrap();
     let file_name = file.to_string_lossy().into_owned();
     let mut serve = start(&["serve", "tcp://127.0.0.1:0", "--token-file", &file_name]);
     let (address, _rest) = serve.first_line();
     let line = format!("--connect {address} --pattern latency --json");
-    let stranger = bench(&line);
-    stranger.exits_with(1);
-    assert!(stranger.err.contains("unauthenticated"), "{}", stranger.err);
+    let unauthenticated = bench(&line);
+    unauthenticated.exits_with(1);
+    assert!(unauthenticated.err.contains("unauthenticated"), "{}", unauthenticated.err);
     rows(&bench(&format!("{line} --token-file {file_name}")));
     std::fs::remove_file(&file).unwrap();
 }
 
 #[test]
-fn nobody_there_is_a_failed_run() {
+fn a_run_without_a_peer_fails() {
     for line in ["explain tcp://127.0.0.1:1", "bench --pattern latency --connect tcp://127.0.0.1:1"] {
         let words: Vec<&str> = line.split_whitespace().collect();
         let finished = towline(&words);

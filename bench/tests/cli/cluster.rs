@@ -9,7 +9,7 @@ use towline::Endpoint;
 use towline_runtime::{Client, Data, ErrorKind, Function, Registry, TaskResult, Worker};
 
 use crate::command::{LIMIT, Running, spawn, start, towline};
-use crate::death::signal;
+use crate::interruptions::signal;
 use crate::metrics::{page, value};
 use crate::readers::{Format, read};
 
@@ -22,7 +22,7 @@ pub(crate) const BLOCK_LEN: usize = 1 << 20;
 pub(crate) fn registry() -> Registry {
     Registry::new()
         .with(FILL, |byte, len| {
-            // Long enough for the other worker to be given its part.
+            // Long enough for the other worker to get its tasks.
             std::thread::sleep(Duration::from_millis(30));
             TaskResult::Ok(Data::from(vec![byte; len]))
         })
@@ -30,12 +30,12 @@ pub(crate) fn registry() -> Registry {
         .with(FAIL, || TaskResult::Err("planned".into()))
 }
 
-/// A scheduler with its address, and where its metrics are.
+/// Returns a scheduler, its address, and the URL of its metrics.
 fn scheduler() -> (Running, String, String) {
     scheduler_by(&mut Command::new(env!("CARGO_BIN_EXE_towline")))
 }
 
-/// The same, where `command` starts `towline` with the arguments that it is given.
+/// The same for a `command` that starts `towline` with the arguments added to it.
 pub(crate) fn scheduler_by(command: &mut Command) -> (Running, String, String) {
     let arguments = ["scheduler", "towline://127.0.0.1:0", "--metrics", "127.0.0.1:0"];
     let mut scheduler = spawn(command.args(arguments));
@@ -46,14 +46,14 @@ pub(crate) fn scheduler_by(command: &mut Command) -> (Running, String, String) {
     (scheduler, address, url.strip_suffix("/metrics").unwrap().to_owned())
 }
 
-/// Two workers and a client of the scheduler at `address`, while they are needed.
+/// Runs `test` with two workers and a client of the scheduler at `address`.
 fn with_workers<T>(address: &str, test: impl AsyncFnOnce(&Client, &mut [Worker]) -> T) -> T {
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build().unwrap();
     runtime.block_on(async {
         let address = address.parse().unwrap();
         let mut workers = Vec::new();
         for _ in 0..2 {
-            // As if they were processes: each has an endpoint of its own.
+            // Like processes, each has its own endpoint.
             let endpoint = Endpoint::new().unwrap();
             workers.push(Worker::builder(registry()).slots(1).start(&endpoint, &address).await.unwrap());
         }
@@ -62,7 +62,7 @@ fn with_workers<T>(address: &str, test: impl AsyncFnOnce(&Client, &mut [Worker])
     })
 }
 
-/// What a worker counts, in Prometheus' own format.
+/// Returns the metrics of a worker, in Prometheus' text format.
 fn plain(worker: &Worker) -> String {
     let mut registry = prometheus_client::registry::Registry::default();
     registry.register_collector(Box::new(worker.metrics()));
@@ -72,7 +72,7 @@ fn plain(worker: &Worker) -> String {
 }
 
 #[test]
-fn top_and_metrics_tell_what_a_cluster_does() {
+fn top_and_metrics_show_the_state_of_a_cluster() {
     let (_scheduler, address, at) = scheduler();
     let (document, text, scheduler_pages, worker_pages) = with_workers(&address, async |client, workers| {
         let blocks = client.map(FILL, [(1, BLOCK_LEN), (2, BLOCK_LEN)]).unwrap();
@@ -95,7 +95,7 @@ fn top_and_metrics_tell_what_a_cluster_does() {
             }
             let scheduler_pages = [Format::Plain, Format::OpenMetrics].map(|format| {
                 let page = page(&at, format);
-                // The endpoint's families, those of each connection, and the scheduler's.
+                // The families of the endpoint, of each connection, and of the scheduler.
                 read(&page, format)
                     .inspect(|(all, histograms)| assert!(*all >= 28 && *histograms >= 7, "{page}"));
                 page
@@ -132,14 +132,14 @@ fn top_and_metrics_tell_what_a_cluster_does() {
     let sum = |name| worker_pages.iter().map(|page| value(page, name)).sum::<f64>();
     assert_eq!(sum("towline_worker_runs_total{outcome=\"done\"}"), 3.0);
     assert_eq!(sum("towline_worker_fetched_bytes_total"), pair["bytes"].as_f64().unwrap());
-    // One of them went to the client as well.
+    // One of the blocks was also sent to the client.
     assert!(sum("towline_worker_given_bytes_total") >= pair["bytes"].as_f64().unwrap());
     assert!(sum("towline_worker_memory_bytes{state=\"in_use\"}") >= 3.0 * BLOCK_LEN as f64);
     assert!(sum("towline_worker_run_seconds_total") > 0.05);
 }
 
 #[test]
-fn a_live_table_comes_again_and_again_until_it_is_interrupted() {
+fn a_live_table_repeats_until_interrupted() {
     let (_scheduler, address, _) = scheduler();
     let mut top = start(&["top", &address, "--interval", "0.05"]);
     let (empty, out) = top.first_line();
@@ -151,7 +151,7 @@ fn a_live_table_comes_again_and_again_until_it_is_interrupted() {
 }
 
 #[test]
-fn a_scheduler_that_is_ended_takes_leave() {
+fn an_ended_scheduler_closes_its_connections() {
     for (by, code) in [(Signal::INT, 130), (Signal::TERM, 143)] {
         let (scheduler, address, _) = scheduler();
         with_workers(&address, async |client, workers| {
@@ -175,13 +175,13 @@ fn a_scheduler_that_is_ended_takes_leave() {
 }
 
 #[test]
-fn a_look_at_nobody_or_at_no_scheduler_is_a_failed_run() {
-    let nobody = towline(&["top", "tcp://127.0.0.1:1", "--once"]);
-    nobody.exits_with(1);
-    assert!(nobody.err.contains("tcp://127.0.0.1:1"), "{}", nobody.err);
+fn top_fails_without_a_scheduler() {
+    let missing = towline(&["top", "tcp://127.0.0.1:1", "--once"]);
+    missing.exits_with(1);
+    assert!(missing.err.contains("tcp://127.0.0.1:1"), "{}", missing.err);
     let mut serve = start(&["serve", "tcp://127.0.0.1:0"]);
     let (address, _rest) = serve.first_line();
-    let stranger = towline(&["top", &address, "--once"]);
-    stranger.exits_with(1);
-    assert!(!stranger.err.is_empty());
+    let wrong_kind = towline(&["top", &address, "--once"]);
+    wrong_kind.exits_with(1);
+    assert!(!wrong_kind.err.is_empty());
 }

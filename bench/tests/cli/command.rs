@@ -1,14 +1,14 @@
-//! Runs the command, with an end.
+//! Runs the command with a time limit.
 
 use std::io::{BufRead, BufReader, Read};
 use std::process::{Child, ChildStdout, Command, Stdio};
 use std::thread;
 use std::time::{Duration, Instant};
 
-/// No test takes longer, on however slow a machine.
+/// The time limit of each test, also on a slow machine.
 pub(crate) const LIMIT: Duration = Duration::from_secs(120);
 
-/// What a finished command left.
+/// The output and exit status of a finished command.
 #[derive(Debug)]
 pub(crate) struct Finished {
     pub(crate) code: Option<i32>,
@@ -22,7 +22,7 @@ impl Finished {
         assert_eq!(self.code, Some(code), "out: {}\nerr: {}", self.out, self.err);
     }
 
-    /// It exits with 2, and says `what`.
+    /// Checks that the exit code is 2 and that the error contains `what`.
     #[track_caller]
     pub(crate) fn is_wrong_usage(&self, what: &str) {
         self.exits_with(2);
@@ -48,13 +48,13 @@ pub(crate) fn start(arguments: &[&str]) -> Running {
     spawn(Command::new(env!("CARGO_BIN_EXE_towline")).args(arguments))
 }
 
-/// Starts `command`, which says nothing but to its caller.
+/// Starts `command` with its output captured.
 pub(crate) fn spawn(command: &mut Command) -> Running {
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
     Running(command.spawn().unwrap())
 }
 
-/// A command at work; it is killed when this is dropped.
+/// A running command, which is killed when this is dropped.
 #[derive(Debug)]
 pub(crate) struct Running(pub(crate) Child);
 
@@ -63,7 +63,7 @@ impl Running {
         self.0.id()
     }
 
-    /// The first line that it prints, and the rest to come.
+    /// Returns the first line that it prints, and the rest of its output.
     pub(crate) fn first_line(&mut self) -> (String, BufReader<ChildStdout>) {
         let mut out = BufReader::new(self.0.stdout.take().unwrap());
         let mut line = String::new();
@@ -71,7 +71,7 @@ impl Running {
         (line.trim().to_owned(), out)
     }
 
-    /// Waits for its end.
+    /// Waits until it ends.
     #[track_caller]
     pub(crate) fn finish(mut self) -> Finished {
         let out = self.0.stdout.take().map(|mut out| thread::spawn(move || read(&mut out)));

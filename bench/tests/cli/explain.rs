@@ -1,10 +1,10 @@
-//! What `towline explain` tells.
+//! The output of `towline explain`.
 
 use serde_json::Value;
 
 use crate::command::{start, towline};
 
-/// What every candidate is told with; what does not apply is `null`.
+/// The keys of every candidate; those that do not apply are `null`.
 const KEYS: [&str; 12] = [
     "basis",
     "copies",
@@ -20,7 +20,7 @@ const KEYS: [&str; 12] = [
     "transport",
 ];
 
-/// Name and state of each candidate.
+/// Returns the name and state of each candidate.
 fn states(of: &Value) -> Vec<(&Value, &Value)> {
     let candidates = of["candidates"].as_array().unwrap();
     candidates.iter().map(|candidate| (&candidate["transport"], &candidate["state"])).collect()
@@ -36,7 +36,7 @@ fn is_speed(speed: &Value) -> bool {
 }
 
 #[test]
-fn the_document_tells_every_candidate_and_both_ends() {
+fn the_document_has_every_candidate_of_both_ends() {
     let mut serve = start(&["serve", "towline://127.0.0.1:0"]);
     let (address, _rest) = serve.first_line();
     for scheme in ["towline", "tcp"] {
@@ -68,7 +68,7 @@ fn the_document_tells_every_candidate_and_both_ends() {
         assert_eq!(document["peer"]["chosen"], document["chosen"]);
         assert_eq!(states(&document["peer"]), states(&document), "both ends agree");
         for end in [&document, &document["peer"]] {
-            // Shared memory has a choice to tell of: what is copied once, and what twice.
+            // Over shared memory the notes say what is copied once and what twice.
             let tells = |note: &Value| note.as_str().unwrap().contains("large host frames");
             let notes = end["notes"].as_array().unwrap();
             assert_eq!(notes.iter().any(tells), document["chosen"] == "shm", "{notes:?}");

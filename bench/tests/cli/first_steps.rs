@@ -1,4 +1,4 @@
-//! What a newcomer runs into: default addresses, a peer that is not up yet, the wrong kind of peer, a token.
+//! The first steps of a user: default addresses, a peer that is not up yet, the wrong kind of peer, a token.
 
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
@@ -10,14 +10,14 @@ use towline_runtime::{Registry, Worker};
 
 use crate::command::{start, towline};
 
-/// An address of this machine where nobody listens: its port was free a moment ago.
+/// Returns an address of this machine where nothing listens: its port was free a moment ago.
 fn free_address() -> String {
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     format!("tcp://{}", listener.local_addr().unwrap())
 }
 
 #[test]
-fn listeners_and_those_who_connect_have_default_addresses() {
+fn listeners_and_clients_have_default_addresses() {
     for (listener, connector, address) in
         [("serve", "explain", "towline://127.0.0.1:7000"), ("scheduler", "top", "towline://127.0.0.1:7100")]
     {
@@ -37,7 +37,7 @@ fn listeners_and_those_who_connect_have_default_addresses() {
 }
 
 #[test]
-fn a_peer_that_is_not_up_yet_is_waited_for() {
+fn wait_for_retries_until_the_peer_is_up() {
     for (listener, lines) in [
         ("serve", &["explain @", "bench --pattern connect --duration 0.02 --repeat 1 --connect @"][..]),
         ("scheduler", &["top @ --once --interval 0.05"][..]),
@@ -59,7 +59,7 @@ fn a_peer_that_is_not_up_yet_is_waited_for() {
 }
 
 #[test]
-fn the_wait_for_a_peer_has_an_end_and_is_for_no_other_failure() {
+fn wait_for_has_a_limit_and_retries_no_other_failure() {
     for line in ["explain", "top --once", "bench --connect"] {
         let line = format!("{line} {} --wait-for 0.3", free_address());
         let finished = towline(&line.split_whitespace().collect::<Vec<_>>());
@@ -104,19 +104,19 @@ fn the_wrong_kind_of_peer_is_named() {
             "the other end is not `towline serve` but a scheduler of the task runtime: `towline top` connects to it",
         ),
         (format!("explain {port}"), "the other end is not `towline serve` but a worker of the task runtime"),
-        (format!("bench --pattern latency --connect {scheduling}"), "no `towline serve`, but a scheduler"),
+        (format!("bench --pattern latency --connect {scheduling}"), "not `towline serve` but a scheduler"),
     ] {
         let finished = towline(&line.split_whitespace().collect::<Vec<_>>());
         finished.exits_with(1);
         assert!(finished.err.contains(says), "{line}: {}", finished.err);
     }
-    // Both still serve those who are meant.
+    // Both still serve peers of the right kind.
     towline(&["top", &scheduling, "--once", "--interval", "0.05"]).exits_with(0);
     towline(&["explain", &serving]).exits_with(0);
 }
 
 #[test]
-fn a_token_is_made_for_its_owner_alone_and_a_short_one_is_warned_of() {
+fn token_files_are_private_and_short_tokens_cause_a_warning() {
     let folder = TempDir::new().unwrap();
     let [made, short] = ["made", "short"].map(|name| folder.path().join(name));
     let name = made.to_str().unwrap();
@@ -135,8 +135,10 @@ fn a_token_is_made_for_its_owner_alone_and_a_short_one_is_warned_of() {
         let (address, _out) = serve.first_line();
         let explain = towline(&["explain", &address, "--token-file", file]);
         explain.exits_with(0);
-        let warnings =
-            explain.err.matches("can be guessed by a peer that answers one handshake: `towline token").count();
+        let warnings = explain
+            .err
+            .matches("can be guessed by a peer that answers one handshake: `towline token")
+            .count();
         assert_eq!(warnings, usize::from(is_warned_of), "{}", explain.err);
     }
 }

@@ -1,4 +1,4 @@
-//! `--save-histograms`, `--compare`, `--threshold`: a run beside an earlier one.
+//! `--save-histograms`, `--compare`, `--threshold`: a run compared with an earlier one.
 
 use std::fs;
 use std::path::PathBuf;
@@ -22,7 +22,7 @@ impl Temporary {
         document
     }
 
-    /// As if every rate had been so many times what it was.
+    /// Multiplies every rate of the saved run.
     fn faster_by(&self, factor: f64) {
         let mut document = self.read();
         for row in document["results"].as_array_mut().unwrap() {
@@ -41,7 +41,7 @@ impl Drop for Temporary {
 const LINE: &str = "--transport mem --pattern bandwidth --size 64K";
 
 #[test]
-fn a_saved_run_holds_every_time_and_is_compared_with() {
+fn a_saved_run_has_all_times_and_can_be_compared() {
     let file = Temporary::new("saved");
     let name = file.0.display();
     bench(&format!("{LINE} --save-histograms {name}")).exits_with(0);
@@ -76,7 +76,7 @@ fn a_run_that_is_worse_beyond_the_threshold_fails() {
 }
 
 #[test]
-fn an_earlier_run_of_something_else_is_refused_before_anything_runs() {
+fn an_earlier_run_of_other_cases_is_refused() {
     let file = Temporary::new("other");
     let name = file.0.display();
     bench(&format!("{LINE} --json-file {name}")).exits_with(0);

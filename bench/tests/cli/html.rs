@@ -1,4 +1,4 @@
-//! `--html`: the page that a run becomes, as a browser reads it.
+//! `--html`: the page of a run in a browser.
 
 use std::fs;
 use std::path::Path;
@@ -10,7 +10,7 @@ use crate::against::there;
 use crate::bench::bench;
 use crate::command::{Finished, Running};
 
-/// What headless Chromium makes of a page: its document on stdout, its console on stderr.
+/// Runs headless Chromium on a page: the document is on stdout, the console on stderr.
 fn look_at(page: &Path) -> Finished {
     let profile = TempDir::new().unwrap();
     let mut command = Command::new("chromium");
@@ -24,19 +24,19 @@ fn look_at(page: &Path) -> Finished {
     finished
 }
 
-/// What a page said on the console.
+/// Returns the messages of the console.
 fn console(finished: &Finished) -> Vec<&str> {
     finished.err.lines().filter(|line| line.contains(":CONSOLE:")).collect()
 }
 
-/// The part of `document` from `begin` to the next `end`, for every `begin`.
+/// Returns the parts of `document` from each `begin` to the next `end`.
 fn parts<'a>(document: &'a str, begin: &str, end: &str) -> Vec<&'a str> {
     let rests = document.match_indices(begin).map(|(at, _)| &document[at..]);
     rests.map(|rest| &rest[..rest.find(end).unwrap_or(rest.len())]).collect()
 }
 
 #[test]
-fn a_browser_shows_every_row_and_plot_of_a_page_without_a_complaint() {
+fn a_browser_shows_every_row_and_plot_without_an_error() {
     if !there("chromium") {
         return;
     }
@@ -74,7 +74,7 @@ fn a_browser_shows_every_row_and_plot_of_a_page_without_a_complaint() {
         for line in parts(plot, "<g class=\"ours", "</g></g>") {
             let drawn = line.matches("<circle").count();
             assert!(line.contains(&format!("data-marks=\"{drawn}\"")) && drawn > 0, "{line}");
-            // A run as short as this may time a single message, which is a mark without a line.
+            // A run as short as this may time a single message, which has a mark and no line.
             let alone = plot.contains("data-plot=\"distribution\"") && drawn == 1;
             assert!(alone || line.contains("<path class=\"line\""), "{line}");
             assert!(!line.contains("NaN") && !line.contains("inf"), "{line}");
@@ -83,7 +83,7 @@ fn a_browser_shows_every_row_and_plot_of_a_page_without_a_complaint() {
 }
 
 #[test]
-fn a_complaint_of_the_browser_would_be_noticed() {
+fn an_error_of_the_browser_is_detected() {
     if !there("chromium") {
         return;
     }

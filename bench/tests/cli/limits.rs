@@ -1,4 +1,4 @@
-//! The command where it may have little: small files, little memory.
+//! The command with small limits: on file sizes and memory.
 
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -12,7 +12,7 @@ use crate::bench::{SHORT, rows};
 use crate::cluster::scheduler_by;
 use crate::command::{Finished, Running, spawn, towline};
 
-/// The command after `limit` in a shell, with `arguments`.
+/// Returns a command that runs after `limit` in a shell, with `arguments`.
 fn limited(limit: &str, arguments: &[&str]) -> Command {
     let mut command = Command::new("sh");
     command.args(["-c", &format!("{limit}; exec \"$0\" \"$@\""), env!("CARGO_BIN_EXE_towline")]);
@@ -25,7 +25,7 @@ fn bench(limit: &str, line: &str) -> Finished {
     spawn(&mut limited(limit, &words)).finish()
 }
 
-/// What a document of `info` says of a backend.
+/// Returns the entry of a backend in a document of `info`.
 fn of(info: &Finished, name: &str) -> Value {
     info.exits_with(0);
     let document = info.document();
@@ -35,7 +35,7 @@ fn of(info: &Finished, name: &str) -> Value {
 
 /// Less than a ring needs, in the shell's units of 512 or 1024 bytes.
 const NO_RING: [&str; 2] = ["ulimit -f 0", "ulimit -f 100"];
-/// Enough for a ring, and less than a segment of an arena has.
+/// Enough for a ring, and less than an arena's segment.
 const A_RING: &str = "ulimit -f 800";
 const REASON: &str = "limit on the size of files";
 
@@ -57,7 +57,15 @@ fn a_limit_on_file_size_costs_shm_and_nothing_else() {
 }
 
 #[test]
-fn what_needs_more_than_the_limit_on_file_size_is_refused_with_the_reason() {
+fn a_missing_place_is_refused_with_its_option() {
+    for option in ["--place", "--from", "--to"] {
+        let refused = bench(NO_RING[0], &format!("--transport mem {option} arena"));
+        refused.is_wrong_usage(&format!("{option}: this machine has no memory in `arena`: "));
+    }
+}
+
+#[test]
+fn sizes_beyond_the_file_size_limit_are_refused() {
     let refused = bench(A_RING, "--transport shm --pattern bandwidth --size 4M --place arena");
     refused.exits_with(1);
     assert!(refused.err.contains(REASON), "{}", refused.err);
@@ -107,9 +115,9 @@ fn a_file_beyond_the_limit_on_file_size_is_a_failed_run_that_names_both() {
     }
 }
 
-/// The library leaves signals alone, and what the command starts begins with their defaults.
+/// The library leaves signals alone, and child processes start with their defaults.
 #[test]
-fn what_the_command_starts_has_the_default_of_the_file_size_signal() {
+fn child_processes_have_the_default_of_sigxfsz() {
     let mut command = Command::new(env!("CARGO_BIN_EXE_towline"));
     command.args(["keep", "--", "sh", "-c", "ulimit -f 0; echo much > \"$0\"; echo outlived"]);
     let file = tempfile::NamedTempFile::new().unwrap();
@@ -119,11 +127,11 @@ fn what_the_command_starts_has_the_default_of_the_file_size_signal() {
     finished.exits_with(128 + 25);
 }
 
-/// A control group that limits memory, gone with the value.
+/// A control group that limits memory, removed when this is dropped.
 struct Group(PathBuf);
 
 impl Group {
-    /// One with a limit of `mib`; none where this process may not make one.
+    /// Makes one with a limit of `mib`; `None` without the permission.
     fn new(mib: u64) -> Option<Self> {
         let name = format!("towline-{}-{mib}", std::process::id());
         let v1 = Path::new("/sys/fs/cgroup/memory");
@@ -144,12 +152,12 @@ impl Group {
         }
     }
 
-    /// What a shell does to enter it.
+    /// Returns the shell command that enters it.
     fn entered(&self) -> String {
         format!("echo $$ > '{}'", self.0.join("cgroup.procs").display())
     }
 
-    /// Processes of it that the kernel killed for want of memory.
+    /// Returns its processes that the kernel killed for lack of memory.
     fn killed(&self) -> String {
         let told = ["memory.oom_control", "memory.events"].map(|name| fs::read_to_string(self.0.join(name)));
         let told = told.into_iter().flatten().collect::<String>();
@@ -159,7 +167,7 @@ impl Group {
 
 impl Drop for Group {
     fn drop(&mut self) {
-        // What has ended leaves a moment later.
+        // An ended process leaves the group a moment later.
         for _ in 0..200 {
             if fs::remove_dir(&self.0).is_ok() {
                 return;
@@ -170,7 +178,7 @@ impl Drop for Group {
 }
 
 #[test]
-fn a_benchmark_in_little_memory_runs_or_says_why_not_and_is_not_killed() {
+fn bench_in_little_memory_runs_or_is_refused() {
     const MIB: u64 = 160;
     let Some(group) = Group::new(MIB) else { return };
     let limit = group.entered();
@@ -183,7 +191,7 @@ fn a_benchmark_in_little_memory_runs_or_says_why_not_and_is_not_killed() {
     for transport in ["tcp", "shm", "mem"] {
         let refused = bench(&limit, &format!("--transport {transport} --size 64M"));
         refused.is_wrong_usage("do not fit: both ends and the ceilings need");
-        // What nobody asked for is left out, and what is asked for and fits is measured.
+        // A default size that does not fit is left out; a requested one that fits is measured.
         let measured = rows(&bench(&limit, &format!("--transport {transport} --json")));
         let sizes: Vec<_> = measured.iter().map(|row| row["size_bytes"].as_u64().unwrap()).collect();
         assert_eq!(sizes, [8, 64 << 10, 1 << 20]);

@@ -1,4 +1,4 @@
-//! What the command logs on stderr: `-v`, `RUST_LOG`, and what `serve` and `scheduler` tell of their peers.
+//! The log of the command on stderr: `-v`, `RUST_LOG`, and the lines of `serve` and `scheduler` about peers.
 
 use std::io::{BufRead, BufReader, Write};
 use std::process::Command;
@@ -8,7 +8,7 @@ use rustix::process::Signal;
 use tempfile::TempDir;
 
 use crate::command::{Finished, Running, spawn, start, towline};
-use crate::death::{TIMEOUT, signal};
+use crate::interruptions::{TIMEOUT, signal};
 
 const QUICK: &str = "bench --transport tcp --pattern connect --duration 0.02 --repeat 1 --warmup 0";
 
@@ -21,7 +21,7 @@ fn logged(line: &str, rust_log: Option<&str>) -> Finished {
     spawn(&mut command).finish()
 }
 
-/// The lines that a command writes to stderr.
+/// The lines of a command's stderr.
 struct Lines(Receiver<String>);
 
 impl Lines {
@@ -32,7 +32,7 @@ impl Lines {
         Self(lines)
     }
 
-    /// The next that contains all of `words`.
+    /// Returns the next line that contains all of `words`.
     #[track_caller]
     fn until(&self, words: &[&str]) -> String {
         let mut seen = Vec::new();
@@ -54,7 +54,7 @@ fn started(line: &[&str]) -> (Running, String, Lines) {
 }
 
 #[test]
-fn serve_and_scheduler_tell_of_peers_that_come_go_and_are_refused() {
+fn serve_and_scheduler_log_peers_and_refusals() {
     let folder = TempDir::new().unwrap();
     let [ours, others] = ["ours", "others"].map(|name| {
         let file = folder.path().join(name);
@@ -73,7 +73,7 @@ fn serve_and_scheduler_tell_of_peers_that_come_go_and_are_refused() {
         lines.until(&["towline: peer left", "connection="]);
         look(&others).exits_with(1);
         lines.until(&["towline: peer refused", "from=tcp://127.0.0.1:", "unauthenticated"]);
-        // One that is killed is lost.
+        // A killed peer is lost.
         let mut lost = match command {
             "serve" => start(&["bench", "--connect", &address, "--token-file", &ours, "--duration", "60"]),
             _ => start(&["top", &address, "--token-file", &ours]),
@@ -91,7 +91,7 @@ fn many_refused_peers_are_few_lines() {
     let (running, address, lines) = started(&["serve", "tcp://127.0.0.1:0"]);
     let at = address.strip_prefix("tcp://").unwrap();
     for _ in 0..400 {
-        // It may be shut out at once.
+        // The connection may be refused at once.
         let _ = std::net::TcpStream::connect(at).unwrap().write_all(b"GET / HTTP/1.1\r\n\r\n");
     }
     towline(&["explain", &address]).exits_with(0);
@@ -110,7 +110,7 @@ fn verbose_and_rust_log_work_for_every_command_and_for_processes_that_it_starts(
     for (line, rust_log) in [(format!("{QUICK} -v"), None), (QUICK.to_owned(), Some("towline=info"))] {
         let bench = logged(&line, rust_log);
         bench.exits_with(0);
-        // Of the serving process, and of this one.
+        // From the serving process and from this one.
         for says in ["INFO", "listening", "peer connected"] {
             assert!(bench.err.contains(says), "{line}: {}", bench.err);
         }
@@ -120,12 +120,12 @@ fn verbose_and_rust_log_work_for_every_command_and_for_processes_that_it_starts(
     assert!(!quiet.err.contains("peer connected"), "{}", quiet.err);
     let more = logged(&format!("-vv {QUICK}"), Some("off"));
     assert!(more.err.contains("candidate") && more.err.contains("reason="), "{}", more.err);
-    let nobody = logged("-v top tcp://127.0.0.1:1 --once", None);
-    nobody.exits_with(1);
+    let missing = logged("-v top tcp://127.0.0.1:1 --once", None);
+    missing.exits_with(1);
 }
 
 #[test]
-fn directives_that_make_no_sense_are_wrong_usage() {
+fn invalid_directives_are_wrong_usage() {
     for directives in ["towline=loud", "[connection]=debug=x"] {
         logged("info", Some(directives)).is_wrong_usage("RUST_LOG=");
     }

@@ -1,4 +1,4 @@
-//! What `towline serve --metrics` tells, and to whom.
+//! The metrics of `towline serve --metrics`.
 
 use std::io::{BufRead, Read, Write};
 use std::net::TcpStream;
@@ -7,7 +7,7 @@ use std::time::{Duration, Instant};
 use crate::command::{LIMIT, Running, start, towline};
 use crate::readers::{Format, read};
 
-/// A serving process with its address, and where its metrics are.
+/// Returns a serving process, its address, and the URL of its metrics.
 pub(crate) fn serve() -> (Running, String, String) {
     let mut serving = start(&["serve", "tcp://127.0.0.1:0", "--metrics", "127.0.0.1:0"]);
     let (address, mut rest) = serving.first_line();
@@ -17,7 +17,7 @@ pub(crate) fn serve() -> (Running, String, String) {
     (serving, address, url.strip_suffix("/metrics").unwrap().to_owned())
 }
 
-/// The page that it gives.
+/// Returns the page of metrics.
 pub(crate) fn page(at: &str, format: Format) -> String {
     let request = format!("GET /metrics HTTP/1.1\r\nHost: {at}\r\nAccept: {}\r\n\r\n", format.accept());
     let answer = ask(at, request.as_bytes());
@@ -28,7 +28,7 @@ pub(crate) fn page(at: &str, format: Format) -> String {
     page.to_owned()
 }
 
-/// What the server answers to `request`.
+/// Returns the server's answer to `request`.
 fn ask(at: &str, request: &[u8]) -> String {
     let mut stream = TcpStream::connect(at).unwrap();
     stream.set_read_timeout(Some(LIMIT)).unwrap();
@@ -38,7 +38,7 @@ fn ask(at: &str, request: &[u8]) -> String {
     answer
 }
 
-/// The value of the one line that begins with `name`.
+/// Returns the value of the one line that begins with `name`.
 pub(crate) fn value(page: &str, name: &str) -> f64 {
     let mut lines = page.lines().filter_map(|line| line.strip_prefix(name)?.strip_prefix(' '));
     let value = lines.next().unwrap_or_else(|| panic!("no {name} in {page}"));
@@ -47,7 +47,7 @@ pub(crate) fn value(page: &str, name: &str) -> f64 {
 }
 
 #[test]
-fn what_a_run_moved_is_in_the_metrics() {
+fn the_metrics_count_the_bytes_of_a_run() {
     let (_serving, address, at) = serve();
     let run = ["bench", "--connect", &address, "--pattern", "bandwidth", "--size", "100000", "--repeat", "1"];
     towline(&[&run[..], &["--duration", "0.1", "--json"]].concat()).exits_with(0);
@@ -71,7 +71,7 @@ fn what_a_run_moved_is_in_the_metrics() {
 }
 
 #[test]
-fn whoever_asks_otherwise_is_told() {
+fn other_requests_are_refused_with_a_status() {
     let (_serving, _, at) = serve();
     let long = [b"GET /metrics HTTP/1.1\r\nx: ".as_slice(), &[b'x'; 20_000]].concat();
     for (request, says) in [
@@ -95,7 +95,7 @@ fn whoever_asks_otherwise_is_told() {
 }
 
 #[test]
-fn a_head_is_answered_as_a_get_is_but_without_the_page() {
+fn a_head_request_is_answered_without_the_page() {
     let (_serving, _, at) = serve();
     for path in ["/metrics", "/nothing"] {
         let [get, head] =
@@ -123,13 +123,13 @@ fn metrics_are_served_at_a_name_and_on_every_interface() {
 }
 
 #[test]
-fn clients_that_ask_for_nothing_keep_nobody_out() {
+fn idle_clients_do_not_block_others() {
     let (_serving, _, at) = serve();
     let clients: Vec<_> = (0..300)
         .map(|number| {
             let mut client = TcpStream::connect(&at).unwrap();
             if number % 2 == 0 {
-                // One that was evicted already may not be written to.
+                // An evicted connection may fail.
                 let _ = client.write_all(b"GET /metrics HTTP/1.1\r\n");
             }
             client
@@ -147,7 +147,7 @@ fn clients_that_ask_for_nothing_keep_nobody_out() {
 }
 
 #[test]
-fn a_place_that_cannot_be_had_is_wrong_usage() {
+fn an_unsupported_place_is_wrong_usage() {
     let taken = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let at = taken.local_addr().unwrap().to_string();
     towline(&["serve", "tcp://127.0.0.1:0", "--metrics", &at]).is_wrong_usage(&format!("--metrics {at}"));

@@ -1,4 +1,4 @@
-//! Between two hosts in one: network namespaces and a cable between them. Needs root and the `ip` command.
+//! Two hosts simulated by network namespaces joined by a cable. Needs root and the `ip` command.
 
 use std::process::Command;
 
@@ -9,7 +9,7 @@ use crate::schema::assert_fits;
 
 const ADDRESSES: [&str; 2] = ["10.78.0.1", "10.78.0.2"];
 
-/// Two joined namespaces, which go with this handle.
+/// Two joined namespaces, removed when this is dropped.
 #[derive(Debug)]
 struct Namespaces([String; 2]);
 
@@ -45,7 +45,7 @@ impl Namespaces {
 impl Drop for Namespaces {
     fn drop(&mut self) {
         for namespace in &self.0 {
-            // There is nobody to tell.
+            // A failure cannot be reported here.
             let _ = ip(&["netns", "delete", namespace]);
         }
     }
@@ -79,7 +79,7 @@ fn every_pattern_works_between_two_namespaces() {
     let rows = document["results"].as_array().unwrap();
     assert_eq!(rows.len(), 18);
     assert!(rows.iter().all(|row| row["path"] == "tcp" && row["samples"].as_u64() > Some(0)), "{document}");
-    // Four near workers and the far one, of which all send.
+    // Four near workers and the far one all send.
     for row in rows.iter().filter(|row| row["pattern"] == "alltoall") {
         assert_eq!((&row["workers"], &row["processes"]), (&5.into(), &5.into()), "{row}");
         assert!(row["verified"] == true && row["fairness"].as_f64() > Some(0.0), "{row}");

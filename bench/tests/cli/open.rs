@@ -1,4 +1,4 @@
-//! `--rate`: messages leave by a schedule, and their times count from it.
+//! `--rate`: messages leave by a schedule, and their times count from their due times.
 
 use std::sync::mpsc;
 use std::thread;
@@ -8,13 +8,13 @@ use rustix::process::Signal;
 
 use crate::bench::{bench, rows};
 use crate::command::{start, towline};
-use crate::death::signal;
+use crate::interruptions::signal;
 
-/// How long the far end stands still, and how long it then runs.
+/// How long the far end is stopped, and how long it then runs.
 const STILL: Duration = Duration::from_millis(200);
 const RUNS: Duration = Duration::from_millis(400);
 
-/// What `work` gives while process `id` stands still now and then.
+/// Returns the result of `work` while process `id` is stopped from time to time.
 fn beside_a_halting<T>(id: u32, work: impl FnOnce() -> T) -> T {
     let (done, ended) = mpsc::channel::<()>();
     thread::scope(|scope| {
@@ -25,14 +25,14 @@ fn beside_a_halting<T>(id: u32, work: impl FnOnce() -> T) -> T {
                 signal(id, Signal::CONT);
             }
         });
-        // Dropped with `work`, however that ends.
+        // Dropped when `work` ends in any way.
         let _done = done;
         work()
     })
 }
 
 #[test]
-fn the_times_hold_what_a_peer_that_stands_still_keeps_waiting() {
+fn open_loop_times_include_a_stall_of_the_peer() {
     let mut serve = start(&["serve", "tcp://127.0.0.1:0"]);
     let (address, _rest) = serve.first_line();
     let line =
@@ -40,14 +40,15 @@ fn the_times_hold_what_a_peer_that_stands_still_keeps_waiting() {
     let words: Vec<&str> = line.split(' ').collect();
     let rows = rows(&beside_a_halting(serve.id(), || towline(&words)));
     let [row] = &rows[..] else { panic!("{rows:?}") };
-    // A second holds a whole halt, and half of what is due in it waits for at least half of it: a tenth of all.
+    // A second contains a whole stop. Half of the messages due in it wait for at least half of it: a tenth of
+    // all.
     assert!(row["p99_us"].as_f64().unwrap() >= 100_000.0, "{row}");
     let samples = row["samples"].as_u64().unwrap();
     assert!((900..=1000).contains(&samples), "{row}");
 }
 
 #[test]
-fn a_row_tells_the_rate_and_what_its_times_are() {
+fn a_row_of_an_open_loop_has_the_rate_and_a_note() {
     for transport in ["mem", "tcp"] {
         for wait in ["spin", "adaptive", "sleep"] {
             let line = format!(
@@ -58,7 +59,7 @@ fn a_row_tells_the_rate_and_what_its_times_are() {
             assert_eq!(rows.len(), 6);
             for row in rows {
                 assert_eq!((&row["rate"], &row["verified"]), (&500.into(), &true.into()), "{row}");
-                // 500 a second in a fiftieth of one.
+                // 500 a second in a fiftieth of a second.
                 assert!((1..=10).contains(&row["samples"].as_u64().unwrap()), "{row}");
                 let (reached, p50) =
                     (row["messages_per_s"].as_f64().unwrap(), row["p50_us"].as_f64().unwrap());
@@ -76,7 +77,7 @@ fn a_row_tells_the_rate_and_what_its_times_are() {
 }
 
 #[test]
-fn a_rate_beyond_reach_ends_and_is_told() {
+fn an_unreachable_rate_ends_and_is_reported() {
     let run = bench("--transport tcp --pattern rate --size 64K --rate 4000000000");
     run.exits_with(0);
     assert!(run.out.contains("rate at 4000000000/s"), "{}", run.out);

@@ -1,11 +1,11 @@
-//! Where bytes live at both ends, as rows tell it.
+//! The places of the bytes at both ends, as rows report them.
 
 use serde_json::Value;
 
 use crate::bench::{bench, rows};
 use crate::command::start;
 
-/// Every pattern but `connect`, from one place to another, each byte checked.
+/// Runs every pattern but `connect` from one place to another, with each byte checked.
 #[track_caller]
 fn moved(transport: &str, places: &str) -> Vec<Value> {
     let line = format!(
@@ -22,7 +22,7 @@ fn told(row: &Value) -> (&str, &str) {
 }
 
 #[test]
-fn bytes_go_from_any_place_to_any_other() {
+fn bytes_move_between_all_places() {
     for transport in ["mem", "tcp", "shm"] {
         for (places, ends) in [
             ("--place arena", ("arena", "arena")),
@@ -39,14 +39,14 @@ fn bytes_go_from_any_place_to_any_other() {
 }
 
 #[test]
-fn where_bytes_live_is_a_key_of_the_row_and_a_word_of_the_table() {
+fn the_row_and_the_table_name_the_places() {
     let line = "--transport mem --pattern latency,connect --size 64K --place arena";
     let json = bench(&format!("{line} --json --assert mem.latency.64K[from=arena,to=arena].p50_us>0"));
     let rows = rows(&json);
     assert_eq!(
         (told(&rows[0]), told(&rows[1])),
         (("arena", "arena"), ("host", "host")),
-        "nobody told connect"
+        "connect has no places"
     );
     let table = bench(line);
     table.exits_with(0);
@@ -54,13 +54,13 @@ fn where_bytes_live_is_a_key_of_the_row_and_a_word_of_the_table() {
 }
 
 #[test]
-fn memory_that_changes_hands_is_not_copied() {
+fn handed_over_memory_is_not_copied() {
     for transport in ["mem", "shm"] {
         let line = format!(
             "--transport {transport} --pattern latency,bandwidth,incast --size 4K,4M --place arena --json"
         );
         for row in rows(&bench(&line)) {
-            // Announcements and words are copied, if they go through a ring.
+            // Announcements and protocol bytes are copied if they go through a ring.
             let words = 512.0 / row["size_bytes"].as_f64().unwrap();
             assert!(row["copies"].as_f64().unwrap() <= words, "{row}");
         }
@@ -68,7 +68,7 @@ fn memory_that_changes_hands_is_not_copied() {
 }
 
 #[test]
-fn what_is_not_trusted_is_copied_and_so_is_what_shall_lie_elsewhere() {
+fn untrusted_memory_is_copied_and_so_is_another_place() {
     let line = "--pattern bandwidth --size 4M --json";
     for row in rows(&bench(&format!("--transport shm --from arena {line}"))) {
         assert!((0.9..1.1).contains(&row["copies"].as_f64().unwrap()), "it stays nowhere but in host: {row}");
@@ -86,7 +86,7 @@ fn what_is_not_trusted_is_copied_and_so_is_what_shall_lie_elsewhere() {
 }
 
 #[test]
-fn a_serving_side_elsewhere_is_told_the_place() {
+fn a_running_serving_side_uses_the_place() {
     let mut serve = start(&["serve", "tcp://127.0.0.1:0"]);
     let (address, _rest) = serve.first_line();
     let line = format!(

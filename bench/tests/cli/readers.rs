@@ -1,4 +1,4 @@
-//! Pages of metrics, read by parsers of others: Prometheus' own (`promtool`), and those of its Python client.
+//! Pages of metrics, read by other parsers: Prometheus' own (`promtool`), and those of its Python client.
 
 use std::io::Write;
 use std::process::{Command, Output, Stdio};
@@ -7,7 +7,7 @@ use towline_tests::provided::folder;
 
 use crate::against::needs;
 
-/// How a page is written.
+/// The format of a page.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Format {
     Plain,
@@ -15,7 +15,7 @@ pub(crate) enum Format {
 }
 
 impl Format {
-    /// What a scraper sends to get it.
+    /// Returns the header of a scraper for it.
     pub(crate) fn accept(self) -> &'static str {
         match self {
             Self::Plain => "text/plain;version=0.0.4",
@@ -31,8 +31,8 @@ impl Format {
     }
 }
 
-/// Whatever else is wrong, a histogram without `+Inf` is one that Prometheus computes no quantile of; the lenient parser of
-/// plain text takes it.
+/// Prometheus computes no quantile of a histogram without `+Inf`, but the lenient parser of plain text
+/// accepts it.
 const PYTHON: &str = r#"
 import importlib, sys
 module = {"Plain": "prometheus_client.parser", "OpenMetrics": "prometheus_client.openmetrics.parser"}[sys.argv[1]]
@@ -55,8 +55,8 @@ for family in families:
 print(len(families), sum(family.type == "histogram" for family in families))
 "#;
 
-/// Every parser of `format` that is here takes `page`. Gives how many families there are, and how many of them are histograms,
-/// where there is a parser that says so.
+/// Checks that every installed parser of `format` accepts `page`. Returns the numbers of families and of
+/// histograms, if a parser reports them.
 #[track_caller]
 pub(crate) fn read(page: &str, format: Format) -> Option<(usize, usize)> {
     if format == Format::Plain {
@@ -77,7 +77,7 @@ pub(crate) fn read(page: &str, format: Format) -> Option<(usize, usize)> {
     Some((all.parse().unwrap(), histograms.parse().unwrap()))
 }
 
-/// It has no complaint of style either.
+/// Checks that promtool reports no problem of style either.
 #[track_caller]
 fn promtool(page: &str) {
     let fetched = folder("promtool").join("promtool");
@@ -91,12 +91,12 @@ fn promtool(page: &str) {
     assert!(output.status.success() && said.is_empty(), "{}\n{page}", String::from_utf8_lossy(&said));
 }
 
-/// What `command` says to `page` at its standard input.
+/// Returns the output of `command` with `page` at its standard input.
 #[track_caller]
 fn give(command: &mut Command, page: &str) -> Output {
     command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
     let mut child = command.spawn().unwrap();
-    // Both read to the end before they say anything, or fail and say why.
+    // Both read to the end before they print anything, or fail with a reason.
     let _ = child.stdin.take().unwrap().write_all(page.as_bytes());
     child.wait_with_output().unwrap()
 }

@@ -1,12 +1,12 @@
-//! `docs/bench.schema.json`, and whether a document is made as it says.
+//! `docs/bench.schema.json`, and the check of documents against it.
 //!
-//! The check knows the keywords that the schema uses, and refuses a schema with any other: what is written there is checked.
+//! The check implements the keywords that the schema uses, and refuses a schema with any other.
 
 use serde_json::{Map, Value, json};
 
 use crate::command::towline;
 
-/// The document fits `docs/bench.schema.json`.
+/// Checks a document against `docs/bench.schema.json`.
 #[track_caller]
 pub(crate) fn assert_fits(document: &Value) {
     let schema: Value = serde_json::from_str(include_str!("../../../docs/bench.schema.json")).unwrap();
@@ -92,7 +92,7 @@ fn several(value: &Value) -> &[Value] {
     value.as_array().map_or(&[], Vec::as_slice)
 }
 
-/// The members of an object that its schema does not name.
+/// Returns the members of an object that its schema does not name.
 fn additional<'a>(
     schema: &'a Map<String, Value>,
     document: &'a Value,
@@ -114,7 +114,7 @@ fn every_backend_that_info_lists_may_be_in_a_row() {
 }
 
 #[test]
-fn each_keyword_refuses_what_it_is_there_for() {
+fn each_keyword_of_the_schema_is_checked() {
     let row = json!({"properties": {"a": {"type": "integer"}}, "additionalProperties": {"type": "string"}});
     for (schema, fits, does_not) in [
         (json!({"type": ["object", "null"]}), json!(null), json!("x")),

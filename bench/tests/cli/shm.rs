@@ -1,4 +1,4 @@
-//! What `towline bench` says of transports between the processes of one host.
+//! Transports between the processes of one host in `towline bench`.
 
 use std::io::{BufRead, BufReader};
 use std::os::fd::OwnedFd;
@@ -10,9 +10,9 @@ use rustix::process::Signal;
 
 use crate::bench::{bench, ceilings, measures_every_pattern, rows};
 use crate::command::{Running, towline};
-use crate::death::{ends, signal};
+use crate::interruptions::{ends, signal};
 
-/// The names of the backends that are ready and have `cap`, the best one first.
+/// Returns the names of the ready backends with `cap`, the best one first.
 pub(crate) fn ready(cap: &str) -> Vec<String> {
     let listed = towline(&["info", "--json"]).document();
     let backends = listed["backends"].as_array().unwrap().iter();
@@ -21,7 +21,7 @@ pub(crate) fn ready(cap: &str) -> Vec<String> {
     ready.map(|backend| backend["name"].as_str().unwrap().to_owned()).collect()
 }
 
-/// What `auto` chooses between two processes of this host.
+/// Returns what `auto` chooses between two processes of this host.
 pub(crate) fn best() -> String {
     ready("cross_process").remove(0)
 }
@@ -32,7 +32,7 @@ fn shm_is_measured_between_two_processes() {
 }
 
 #[test]
-fn what_wakes_up_over_shm_stands_beside_a_bare_eventfd() {
+fn a_sleeping_shm_latency_is_compared_with_an_eventfd() {
     let line = "--transport shm,auto --pattern latency --wait sleep,adaptive,spin --json";
     for row in rows(&bench(line)) {
         assert_eq!(row["path"], "shm", "{row}");
@@ -41,7 +41,7 @@ fn what_wakes_up_over_shm_stands_beside_a_bare_eventfd() {
     }
 }
 
-/// Two eventfds, and the far half of a ceiling between them: `program` with `arguments`.
+/// Returns two eventfds and the far end of a ceiling between them: `program` with `arguments`.
 fn beat(program: &str, arguments: &[&str]) -> (Running, [OwnedFd; 2]) {
     let there = eventfd(0, EventfdFlags::CLOEXEC).unwrap();
     let back = eventfd(0, EventfdFlags::CLOEXEC).unwrap();
@@ -51,7 +51,7 @@ fn beat(program: &str, arguments: &[&str]) -> (Running, [OwnedFd; 2]) {
     (Running(command.spawn().unwrap()), [there, back])
 }
 
-/// There and back once.
+/// Makes one round trip.
 fn passes([there, back]: &[OwnedFd; 2]) {
     rustix::io::write(there, &1u64.to_ne_bytes()).unwrap();
     let soon = Timespec { tv_sec: 20, tv_nsec: 0 };
@@ -60,7 +60,7 @@ fn passes([there, back]: &[OwnedFd; 2]) {
 }
 
 #[test]
-fn the_far_half_of_a_bare_eventfd_ends_with_who_measures() {
+fn an_eventfd_process_ends_with_its_parent() {
     let program = env!("CARGO_BIN_EXE_towline");
     let script = format!("'{program}' beat $$ <&0 & echo $! >&2; wait");
     let (mut measures, ends_of) = beat("sh", &["-c", &script]);
@@ -72,7 +72,7 @@ fn the_far_half_of_a_bare_eventfd_ends_with_who_measures() {
 }
 
 #[test]
-fn the_far_half_of_a_bare_eventfd_does_not_outlive_who_died_before() {
+fn an_eventfd_process_ends_if_its_parent_is_already_dead() {
     let begin = Instant::now();
     let (orphan, _ends) = beat(env!("CARGO_BIN_EXE_towline"), &["beat", "1"]);
     orphan.finish().exits_with(0);

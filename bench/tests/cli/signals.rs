@@ -1,4 +1,4 @@
-//! Signals end every command alike, in a container and under `nohup` too, with 128 + the signal's number.
+//! Signals end every command with 128 + the signal's number, also in a container and under `nohup`.
 
 use std::fs;
 use std::io::{BufRead, BufReader};
@@ -11,9 +11,9 @@ use rustix::process::Signal;
 
 use crate::against::needs;
 use crate::command::{Running, spawn, start};
-use crate::death::{TIMEOUT, children, signal};
+use crate::interruptions::{TIMEOUT, children, signal};
 
-/// A mask of `/proc/PID/status`, which has a bit for each signal.
+/// Returns a mask of `/proc/PID/status`, which has a bit for each signal.
 fn mask(id: u32, name: &str) -> u64 {
     let status = fs::read_to_string(format!("/proc/{id}/status")).unwrap_or_default();
     let line = status.lines().find_map(|line| line.strip_prefix(name)?.strip_prefix(':'));
@@ -34,7 +34,7 @@ fn handles(id: u32, by: Signal) {
     }
 }
 
-/// Commands that go on until they are told, or for longer than this test.
+/// Returns commands that run until a signal, or for longer than this test.
 fn long(scheduler: &str, silent: &str) -> [Vec<String>; 6] {
     let words = |line: &str| line.split_whitespace().map(str::to_owned).collect();
     [
@@ -51,7 +51,7 @@ fn renews(line: &[String]) -> bool {
     ["serve", "scheduler"].contains(&&line[0][..])
 }
 
-/// Sends each signal that ends commands to each command that `start` gives, with its process.
+/// Sends each signal that ends commands to each command that `start` starts.
 fn each_ends_by(start: impl Fn(&[String]) -> Option<(Running, u32)>) {
     let mut scheduler = crate::command::start(&["scheduler", "tcp://127.0.0.1:0"]);
     let (address, _rest) = scheduler.first_line();
@@ -114,9 +114,9 @@ fn the_first_process_of_a_namespace_ends_by_a_signal_with_that_exit_code() {
     });
 }
 
-/// Under `nohup`, where a hangup is ignored from the start, it stays so.
+/// Under `nohup` SIGHUP is ignored at the start, and stays ignored.
 #[test]
-fn a_hangup_that_was_ignored_from_the_start_ends_nothing() {
+fn sighup_that_was_ignored_at_the_start_stays_ignored() {
     let mut scheduler = start(&["scheduler", "tcp://127.0.0.1:0"]);
     let (address, _rest) = scheduler.first_line();
     let mut command = Command::new("sh");
@@ -132,9 +132,9 @@ fn a_hangup_that_was_ignored_from_the_start_ends_nothing() {
     top.finish().exits_with(143);
 }
 
-/// As in a container, where its log says so.
+/// As in a container whose log shows it.
 #[test]
-fn a_hangup_has_a_listening_command_read_its_credentials_anew_and_go_on() {
+fn sighup_reloads_credentials_of_listening_commands() {
     for name in ["serve", "scheduler"] {
         let mut running = start(&[name, "tcp://127.0.0.1:0"]);
         let (_, _rest) = running.first_line();

@@ -3,7 +3,7 @@
 use crate::bench::{bench, ceilings, rows};
 
 #[test]
-fn one_task_by_itself_stands_beside_the_wake_ups_that_it_needs() {
+fn one_task_is_compared_with_its_wakeups() {
     let rows = rows(&bench("--transport mem,tcp --pattern tasks --window 1 --wait spin,sleep --json"));
     assert_eq!(rows.len(), 4);
     for row in rows {
@@ -18,7 +18,7 @@ fn one_task_by_itself_stands_beside_the_wake_ups_that_it_needs() {
 }
 
 #[test]
-fn many_tasks_and_many_workers_tell_what_the_scheduler_spends() {
+fn many_tasks_and_workers_report_the_schedulers_cpu_time() {
     let line = "--transport mem --pattern tasks --window 2000 --workers 20 --json";
     let rows = rows(&bench(&format!("{line} --assert mem.tasks.0[window=2000].tasks_per_s>0")));
     let [row] = &rows[..] else { panic!("{rows:?}") };
@@ -28,18 +28,18 @@ fn many_tasks_and_many_workers_tell_what_the_scheduler_spends() {
 }
 
 #[test]
-fn a_shuffle_counts_what_goes_from_worker_to_worker_beside_a_plain_copy() {
+fn a_shuffle_counts_bytes_between_workers_beside_memcpy() {
     let rows = rows(&bench("--transport mem,tcp --pattern shuffle --size 4M --window 4 --json"));
     for (row, processes) in rows.iter().zip([1, 2]) {
         assert_eq!((&row["processes"], ceilings(row)), (&processes.into(), vec!["memcpy"]), "{row}");
         assert!(row["gb_per_s"].as_f64().unwrap() > 0.0, "both workers have some of it: {row}");
-        assert!(row["note"].as_str().unwrap().contains("of the bytes went from worker to worker"), "{row}");
+        assert!(row["note"].as_str().unwrap().contains("of the bytes moved between the workers"), "{row}");
     }
     assert_eq!(rows.len(), 2);
 }
 
 #[test]
-fn what_means_nothing_to_tasks_is_refused() {
+fn options_that_do_not_apply_to_tasks_are_refused() {
     for (line, says) in [
         ("--pattern tasks --size 8", "--size does not apply to the pattern tasks: its tasks are empty"),
         ("--pattern shuffle --size 255", "16 blocks of 16 parts are more than 255"),

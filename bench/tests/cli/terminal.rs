@@ -1,4 +1,4 @@
-//! What people see at a terminal: help that fits it, the version, completions, manual pages, and a table that `q` ends.
+//! The terminal: help that fits its width, the version, completions, manual pages, and a table that `q` ends.
 
 use std::fs::File;
 use std::io::{Read, Write};
@@ -12,7 +12,7 @@ use rustix::termios::{LocalModes, Winsize, tcgetattr, tcsetwinsize};
 use tempfile::TempDir;
 
 use crate::command::{LIMIT, Running, spawn, start, towline};
-use crate::death::TIMEOUT;
+use crate::interruptions::TIMEOUT;
 
 const SUBCOMMANDS: [&str; 9] =
     ["info", "serve", "bench", "explain", "scheduler", "top", "token", "completions", "man"];
@@ -60,7 +60,7 @@ fn the_version_names_the_commit_and_the_libraries_that_were_found() {
 }
 
 #[test]
-fn shells_and_man_know_every_subcommand_but_those_that_are_hidden() {
+fn completions_and_man_pages_list_every_visible_subcommand() {
     let folder = TempDir::new().unwrap();
     let pages = folder.path().join("man1");
     towline(&["man", pages.to_str().unwrap()]).exits_with(0);
@@ -106,7 +106,7 @@ fn a_page_goes_to_stdout_in_place_of_the_table() {
     towline(&[&words[..], &["--json"]].concat()).is_wrong_usage("both want stdout");
 }
 
-/// A terminal of so many columns and rows, and the end that a command gets.
+/// Returns a terminal of this size, and the file for a command.
 fn terminal(columns: u16, rows: u16) -> (File, OwnedFd) {
     let ours = openpt(OpenptFlags::RDWR | OpenptFlags::NOCTTY | OpenptFlags::CLOEXEC).unwrap();
     grantpt(&ours).unwrap();

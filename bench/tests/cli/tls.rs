@@ -1,4 +1,4 @@
-//! The command over TLS: whom it believes, what it refuses, and what it measures beside.
+//! The command over TLS: which peers it accepts, what it refuses, and its ceilings.
 
 use std::io::{BufRead, BufReader};
 use std::process::Command;
@@ -9,16 +9,16 @@ use towline_tests::certificates::{Authority, Kind};
 
 use crate::bench::{bench, ceilings, rows};
 use crate::command::{Running, spawn, start, towline};
-use crate::death::signal;
+use crate::interruptions::signal;
 
-/// The files of two ends that one authority signed, and those of a stranger.
+/// The files of two ends signed by one authority, and those of another authority.
 #[derive(Debug)]
 struct Files(TempDir);
 
 impl Files {
     fn new() -> Self {
         let files = Self(TempDir::new().unwrap());
-        for (name, authority, seed) in [("ours", Authority::new(1), 2), ("stranger", Authority::new(9), 3)] {
+        for (name, authority, seed) in [("ours", Authority::new(1), 2), ("untrusted", Authority::new(9), 3)] {
             let certificate = authority.sign(&["127.0.0.1"], seed, Kind::Usual);
             files.write(&format!("{name}-ca.pem"), &authority.pem());
             files.write(&format!("{name}.pem"), &certificate.chain);
@@ -31,12 +31,12 @@ impl Files {
         std::fs::write(self.0.path().join(name), text).unwrap();
     }
 
-    /// A command line with `@` for the directory of the files.
+    /// Replaces `@` in a command line by the directory of the files.
     fn line(&self, line: &str) -> String {
         line.replace('@', &format!("{}/", self.0.path().display()))
     }
 
-    /// A serving process, and where it listens.
+    /// Returns a serving process and its address.
     fn serve(&self, line: &str) -> (Running, String) {
         let line = self.line(&format!("serve {line}"));
         let mut serve = start(&line.split_whitespace().collect::<Vec<_>>());
@@ -46,7 +46,7 @@ impl Files {
 }
 
 #[test]
-fn a_hangup_has_certificates_read_anew_and_a_failed_one_keeps_the_old() {
+fn sighup_reloads_certificates_and_keeps_the_old_on_failure() {
     for listener in ["serve", "scheduler"] {
         let files = Files::new();
         let line = files.line(&format!("{listener} tls://127.0.0.1:0 {MUTUAL}"));
@@ -54,25 +54,22 @@ fn a_hangup_has_certificates_read_anew_and_a_failed_one_keeps_the_old() {
         let (address, _rest) = serve.first_line();
         let mut said = BufReader::new(serve.0.stderr.take().unwrap()).lines().map_while(Result::ok);
         let look = if listener == "serve" { "explain" } else { "top --once --interval 0.05" };
-        let comes_in = |whose: &str| {
+        let connects = |whose: &str| {
             let line = files.line(&format!("{look} {address} {}", MUTUAL.replace("ours", whose)));
             towline(&line.split_whitespace().collect::<Vec<_>>()).code == Some(0)
         };
-        assert!(comes_in("ours") && !comes_in("stranger"), "{listener}");
+        assert!(connects("ours") && !connects("untrusted"), "{listener}");
         for part in ["-ca", "", "-key"] {
-            let text = std::fs::read_to_string(files.line(&format!("@stranger{part}.pem"))).unwrap();
+            let text = std::fs::read_to_string(files.line(&format!("@untrusted{part}.pem"))).unwrap();
             files.write(&format!("ours{part}.pem"), &text);
         }
         signal(serve.id(), Signal::HUP);
         assert!(said.any(|line| line.contains("read anew")), "{listener} ended");
-        assert!(comes_in("stranger"), "{listener}");
+        assert!(connects("untrusted"), "{listener}");
         files.write("ours-key.pem", "no key");
         signal(serve.id(), Signal::HUP);
-        assert!(
-            said.any(|line| line.contains("stay as they were") && line.contains("key")),
-            "{listener} ended"
-        );
-        assert!(comes_in("stranger"), "{listener}");
+        assert!(said.any(|line| line.contains("are unchanged") && line.contains("key")), "{listener} ended");
+        assert!(connects("untrusted"), "{listener}");
     }
 }
 
@@ -81,7 +78,7 @@ const MUTUAL: &str = "--cert @ours.pem --key @ours-key.pem --ca @ours-ca.pem";
 #[test]
 fn a_serving_side_over_tls_is_measured_and_explained() {
     let files = Files::new();
-    // Within a host, what need not leave it goes through shared memory.
+    // Within a host, data that need not leave it goes through shared memory.
     for (scheme, path, encryption) in [("tls", "tcp", "tls"), ("towlines", "shm", "none")] {
         let (_serve, address) = files.serve(&format!("{scheme}://127.0.0.1:0 {MUTUAL}"));
         assert!(address.starts_with(&format!("{scheme}://127.0.0.1:")), "{address}");
@@ -109,7 +106,7 @@ fn a_serving_side_over_tls_is_measured_and_explained() {
 }
 
 #[test]
-fn a_serving_side_without_an_authority_lets_anybody_in() {
+fn a_listener_without_ca_accepts_every_peer() {
     let files = Files::new();
     let (_serve, address) = files.serve("tls://127.0.0.1:0 --cert @ours.pem --key @ours-key.pem");
     let line = format!("--connect {address} --ca @ours-ca.pem --pattern latency --json");
@@ -117,18 +114,18 @@ fn a_serving_side_without_an_authority_lets_anybody_in() {
 }
 
 #[test]
-fn whoever_is_not_believed_fails_the_run() {
+fn an_untrusted_certificate_fails_the_run() {
     let files = Files::new();
     let (_serve, address) = files.serve(&format!("tls://127.0.0.1:0 {MUTUAL}"));
     let plain = address.replace("tls://", "tcp://");
     for (end, says) in [
-        // This end does not believe the other, the other does not believe this one, and one says nothing of itself.
+        // Either end does not trust the other, or has no certificate.
         (
-            format!("{address} --cert @ours.pem --key @ours-key.pem --ca @stranger-ca.pem"),
+            format!("{address} --cert @ours.pem --key @ours-key.pem --ca @untrusted-ca.pem"),
             ["signed by no authority that this end trusts", "--ca"],
         ),
         (
-            format!("{address} --cert @stranger.pem --key @stranger-key.pem --ca @ours-ca.pem"),
+            format!("{address} --cert @untrusted.pem --key @untrusted-key.pem --ca @ours-ca.pem"),
             ["trusts no authority that signed this end's certificate", "--ca"],
         ),
         (format!("{address} --ca @ours-ca.pem"), ["the listener requires a certificate", "--cert, --key"]),
@@ -144,12 +141,12 @@ fn whoever_is_not_believed_fails_the_run() {
             }
         }
     }
-    // Whom it believes still comes in.
+    // A trusted peer can still connect.
     rows(&bench(&files.line(&format!("--connect {address} {MUTUAL} --pattern latency --json"))));
 }
 
 #[test]
-fn what_tls_cannot_do_so_is_wrong_usage() {
+fn impossible_tls_options_are_wrong_usage() {
     let files = Files::new();
     let pair = "--cert @ours.pem --key @ours-key.pem";
     for (line, says) in [
@@ -170,8 +167,8 @@ fn what_tls_cannot_do_so_is_wrong_usage() {
             "serve tls://127.0.0.1:0 --cert @ours.pem --key @ours.pem".to_owned(),
             "the private key cannot be read",
         ),
-        ("serve tls://127.0.0.1:0 --cert @ours.pem --key @stranger-key.pem".to_owned(), "cannot be used"),
-        // Whoever asks for TLS gets it, or is told.
+        ("serve tls://127.0.0.1:0 --cert @ours.pem --key @untrusted-key.pem".to_owned(), "cannot be used"),
+        // TLS options without TLS are refused.
         (format!("serve tcp://127.0.0.1:0 {pair}"), "tcp://127.0.0.1:0 is not encrypted"),
         (
             "explain towline://127.0.0.1:1 --ca @ours-ca.pem".to_owned(),
@@ -204,7 +201,7 @@ fn assertions_know_the_bare_tls_socket() {
 }
 
 #[test]
-fn a_throw_away_certificate_is_thrown_away() {
+fn a_temporary_certificate_is_deleted() {
     let directory = TempDir::new().unwrap();
     let mut command = Command::new(env!("CARGO_BIN_EXE_towline"));
     let line = "bench --transport tcp?tls=on --pattern connect --duration 0.02 --repeat 1";

@@ -1,4 +1,5 @@
-//! The token of a command that listens, read anew at SIGHUP: for connections to come, and without an end of those that are open.
+//! The token of a listening command, reloaded at SIGHUP: it applies to future connections, and open ones
+//! stay.
 
 use std::fs;
 use std::io::{BufRead, BufReader};
@@ -11,12 +12,12 @@ use towline::{Connection, Endpoint, ErrorKind, Token};
 use towline_runtime::Client;
 
 use crate::command::{LIMIT, start, towline};
-use crate::death::signal;
+use crate::interruptions::signal;
 
 const OLD: &str = "the first secret of this test";
 const NEW: &str = "the second secret of this test";
 
-/// Somebody who came in before.
+/// A peer that connected before.
 enum Inside {
     Peer(Connection),
     Client(Client),
@@ -32,9 +33,9 @@ impl Inside {
         }
     }
 
-    async fn is_still_in(&self) {
+    async fn is_still_connected(&self) {
         match self {
-            // A served peer is told nothing until it asks, unless the connection ends.
+            // A served peer receives nothing until it sends a request, unless the connection ends.
             Self::Peer(connection) => {
                 let told = tokio::time::timeout(Duration::from_millis(200), connection.recv()).await;
                 assert!(told.is_err(), "{told:?}");
@@ -48,13 +49,13 @@ fn endpoint(secret: &str) -> Endpoint {
     Endpoint::builder().token(Token::from_bytes(secret).unwrap()).build().unwrap()
 }
 
-async fn comes_in(secret: &str, address: &str) -> Result<(), ErrorKind> {
+async fn connects(secret: &str, address: &str) -> Result<(), ErrorKind> {
     let connected = endpoint(secret).connect(&address.parse().unwrap()).await;
     connected.map(|connection| connection.abort()).map_err(|error| error.kind())
 }
 
 #[test]
-fn a_hangup_has_the_token_read_anew_and_open_connections_stay() {
+fn sighup_reloads_the_token_and_keeps_open_connections() {
     for listener in ["serve", "scheduler"] {
         let files = TempDir::new().unwrap();
         let token = files.path().join("token");
@@ -69,25 +70,25 @@ fn a_hangup_has_the_token_read_anew_and_open_connections_stay() {
         let runtime = tokio::runtime::Runtime::new().unwrap();
         let inside = runtime.block_on(Inside::new(listener, &address));
         let looks = async {
-            assert_eq!(comes_in(NEW, &address).await, Err(ErrorKind::Unauthenticated), "{listener}");
+            assert_eq!(connects(NEW, &address).await, Err(ErrorKind::Unauthenticated), "{listener}");
             fs::write(&token, NEW).unwrap();
-            assert_eq!(comes_in(NEW, &address).await, Err(ErrorKind::Unauthenticated), "{listener}");
+            assert_eq!(connects(NEW, &address).await, Err(ErrorKind::Unauthenticated), "{listener}");
             hang_up("read anew");
-            inside.is_still_in().await;
-            assert_eq!(comes_in(NEW, &address).await, Ok(()), "{listener}");
-            assert_eq!(comes_in(OLD, &address).await, Err(ErrorKind::Unauthenticated), "{listener}");
-            // What cannot be used changes nothing.
+            inside.is_still_connected().await;
+            assert_eq!(connects(NEW, &address).await, Ok(()), "{listener}");
+            assert_eq!(connects(OLD, &address).await, Err(ErrorKind::Unauthenticated), "{listener}");
+            // An unusable file changes nothing.
             fs::remove_file(&token).unwrap();
-            hang_up("stay as they were");
-            inside.is_still_in().await;
-            assert_eq!(comes_in(NEW, &address).await, Ok(()), "{listener}");
+            hang_up("are unchanged");
+            inside.is_still_connected().await;
+            assert_eq!(connects(NEW, &address).await, Ok(()), "{listener}");
         };
         runtime.block_on(async { tokio::time::timeout(LIMIT, looks).await.unwrap() });
         by_the_command(listener, &address, files.path());
     }
 }
 
-/// Those who come in by the command show what their file holds.
+/// Connects by the command, which presents the token of its file.
 fn by_the_command(listener: &str, address: &str, files: &Path) {
     for (secret, code) in [(NEW, 0), (OLD, 1)] {
         let token = files.join("shown");

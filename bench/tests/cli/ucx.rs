@@ -1,4 +1,4 @@
-//! `ucx` as the command sees it: measured beside UCX's own tool, and told from its absence.
+//! `ucx` in the command: measured beside UCX's own tool, or reported as missing.
 
 use std::fs;
 use std::path::Path;
@@ -13,14 +13,14 @@ use crate::command::{Finished, spawn, towline};
 /// A transport that is the same on every machine, and with every version.
 const OVER_TCP: &str = "ucx?TLS=tcp&NET_DEVICES=lo&versions=any";
 
-/// What a document of `info` says of ucx.
+/// Returns the entry of ucx in a document of `info`.
 fn of_ucx(info: &Finished) -> Value {
     let document = info.document();
     let backends = document["backends"].as_array().unwrap();
     backends.iter().find(|backend| backend["name"] == "ucx").unwrap().clone()
 }
 
-/// What `info` says of ucx, if it is ready here.
+/// Returns that entry if ucx is ready here.
 fn ready() -> Option<Value> {
     let ucx = of_ucx(&towline(&["info", "--json"]));
     (ucx["state"] == "ready" || needs("ucx", &ucx["reason"].to_string())).then_some(ucx)
@@ -60,7 +60,7 @@ fn ucx_perftest_runs_beside_ucx_with_the_same_library_and_settings() {
 }
 
 #[test]
-fn info_tells_what_stands_behind_ucx() {
+fn info_lists_the_library_of_ucx() {
     let Some(ucx) = ready() else { return };
     let library = Path::new(ucx["library"].as_str().unwrap());
     assert!(library.is_absolute() && library.is_file(), "{ucx}");
@@ -80,7 +80,7 @@ fn info_tells_what_stands_behind_ucx() {
 }
 
 #[test]
-fn what_cannot_be_asked_of_ucx_is_told_and_stops_nothing() {
+fn an_unanswered_query_of_ucx_is_reported() {
     if ready().is_none() {
         return;
     }
@@ -100,8 +100,8 @@ fn a_setting_that_ucx_does_not_know_is_wrong_usage() {
 }
 
 #[test]
-fn without_ucx_it_says_why_and_what_to_do() {
-    // The loader finds this one, and no other after it.
+fn without_ucx_the_reason_and_remedy_are_shown() {
+    // The loader finds this library first.
     let folder = tempfile::tempdir().unwrap();
     fs::write(folder.path().join("libucp.so.0"), "this is no library").unwrap();
     let run = |arguments: &[&str]| {
@@ -110,7 +110,7 @@ fn without_ucx_it_says_why_and_what_to_do() {
     };
     let remedy = "apt install libucx0";
     let refused = run(&["bench", "--transport", "ucx"]);
-    refused.is_wrong_usage("ucx is not ready on this machine: ");
+    refused.is_wrong_usage("--transport: ucx is not ready on this machine: ");
     assert!(
         refused.err.contains("libucp.so.0 cannot be loaded") && refused.err.contains(remedy),
         "{}",

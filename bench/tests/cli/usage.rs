@@ -1,4 +1,4 @@
-//! A demand that cannot be met exits with 2, names the right thing, and runs nothing.
+//! A request that is not possible exits with 2, names the reason, and runs nothing.
 
 use crate::command::towline;
 
@@ -18,12 +18,12 @@ fn wrong_usage_names_what_is_wrong() {
         ("scheduler tcp://*:0", "token"),
         ("scheduler ib://127.0.0.1:0", "planned"),
         ("top mem://x", "mem reaches only its own process"),
-        ("top tcp://127.0.0.1:1 --json", "say --once as well"),
+        ("top tcp://127.0.0.1:1 --json", "add --once"),
         ("top tcp://127.0.0.1:1 --once --interval 0", "not a time"),
         ("bench --transport udp", "`udp` is not a transport: choose from auto, tcp, shm, ucx, ib, mem"),
         ("bench --transport tcp?TLS=tcp", "settings of UCX are for ucx:// alone"),
         ("bench --transport ucx?TLS=tcp,self", "a comma within an option is %2C"),
-        ("bench --transport ib", "ib is planned, and not in this version"),
+        ("bench --transport ib", "--transport: ib is planned, and not in this version"),
         ("bench --transport mem?x=1", "no option \"x\""),
         ("bench --pattern dance", "`dance` is not a pattern"),
         ("bench --size 8x", "`8x` is not a size"),
@@ -68,10 +68,13 @@ fn wrong_usage_names_what_is_wrong() {
         ("bench --transport tcp --streams 0", "--streams"),
         ("bench --rate 0", "--rate"),
         ("bench --rate often", "--rate"),
-        ("bench --rate 1000 --pattern latency,put", "--rate does not apply to the pattern put: only latency,"),
+        (
+            "bench --rate 1000 --pattern latency,put",
+            "--rate does not apply to the pattern put: only latency,",
+        ),
         ("bench --rate 1000 --pattern incast", "leave one out"),
         ("bench --rate 1000 --against iperf3", "--rate and --against: those tools send by no schedule"),
-        ("bench --pattern alltoall --workers 1", "one worker has nobody to send to"),
+        ("bench --pattern alltoall --workers 1", "one worker has no peer"),
         (
             "bench --pattern alltoall --connect tls://127.0.0.1:1",
             "have no certificate for that: leave one out",

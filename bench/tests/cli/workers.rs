@@ -1,4 +1,4 @@
-//! Patterns of several workers: what their rows say, and that no end of a run leaves one behind.
+//! Patterns of several workers: their rows, and that every worker ends with its run.
 
 use std::fs;
 use std::process::Command;
@@ -9,7 +9,7 @@ use rustix::process::Signal;
 
 use crate::bench::{bench, rows};
 use crate::command::{Running, spawn, start};
-use crate::death::{TIMEOUT, children, ends, signal};
+use crate::interruptions::{TIMEOUT, children, ends, signal};
 use crate::metrics::{page, serve, value};
 use crate::readers::Format;
 
@@ -33,7 +33,7 @@ fn all_senders_and_the_receiver_are_counted() {
 }
 
 #[test]
-fn sixty_four_senders_share_what_is_in_flight() {
+fn sixty_four_senders_share_the_window_bound() {
     let line = "--transport tcp --pattern incast --workers 64 --size 1M --json";
     let begin = Instant::now();
     let rows = rows(&bench(line));
@@ -44,7 +44,7 @@ fn sixty_four_senders_share_what_is_in_flight() {
 }
 
 #[test]
-fn all_send_to_all_the_others() {
+fn alltoall_has_every_pair() {
     for (transport, processes) in [("mem", 1), ("tcp", 3), ("shm", 3)] {
         let line = format!(
             "--transport {transport} --pattern alltoall --workers 3 --size 64K --frames 2 --verify --json \
@@ -60,7 +60,7 @@ fn all_send_to_all_the_others() {
     }
 }
 
-/// Each connection has several descriptors at either end, and the usual limit is no bound to what a run needs.
+/// Each connection has several descriptors at either end, and the usual limit does not apply to a run.
 #[test]
 fn many_workers_have_the_descriptors_that_they_need() {
     let line = "bench --transport shm --pattern alltoall --workers 12 --size 8 --window 1 --duration 0.05 --repeat 1 --json";
@@ -70,7 +70,7 @@ fn many_workers_have_the_descriptors_that_they_need() {
 }
 
 #[test]
-fn one_elsewhere_is_one_more_of_all_that_send_to_all() {
+fn a_running_serving_side_joins_alltoall() {
     let (_serving, address, at) = serve();
     for (workers, all) in [(1, 2), (3, 4)] {
         let moved = || {
@@ -87,7 +87,7 @@ fn one_elsewhere_is_one_more_of_all_that_send_to_all() {
         assert_eq!((&row["path"], &row["verified"]), (&"tcp".into(), &true.into()));
         assert!(row["fairness"].as_f64().unwrap() > 0.0 && row["gb_per_s"].as_f64().unwrap() > 0.0, "{row}");
         assert!(row["samples"].as_u64().unwrap() >= workers, "{row}");
-        // A message to and from each of the workers here at least, and the counting comes after that one.
+        // At least one message to and from each worker here; the counting starts after it.
         for (before, after) in before.into_iter().zip(moved()) {
             assert!(after - before >= 2.0 * 65_536.0 * workers as f64, "{before} {after}");
         }
@@ -95,7 +95,7 @@ fn one_elsewhere_is_one_more_of_all_that_send_to_all() {
 }
 
 #[test]
-fn an_elsewhere_that_dies_is_a_failed_run_and_one_whose_run_dies_serves_on() {
+fn a_lost_serving_side_fails_the_run_and_outlives_a_lost_run() {
     let (serving, address, at) = serve();
     let line = format!("bench --connect {address} --pattern alltoall --workers 2 --size 64K --duration 60");
     let busy = || {
@@ -117,7 +117,7 @@ fn an_elsewhere_that_dies_is_a_failed_run_and_one_whose_run_dies_serves_on() {
     assert!(begin.elapsed() < TIMEOUT && finished.err.contains("worker "), "{}", finished.err);
 }
 
-/// A run in the midst of its measurement, with all that it started.
+/// Returns a run during its measurement, with its processes.
 fn busy(pattern: &str) -> (Running, Vec<u32>) {
     let line =
         format!("bench --transport tcp --pattern {pattern} --workers 3 --size 64K --duration 60 --json");
@@ -133,7 +133,7 @@ fn busy(pattern: &str) -> (Running, Vec<u32>) {
     (bench, children)
 }
 
-/// Those of `processes` that run `towline SUBCOMMAND`.
+/// Returns those of `processes` that run `towline SUBCOMMAND`.
 fn running(processes: &[u32], subcommand: &str) -> Vec<u32> {
     let is = |id: &u32| {
         let line = fs::read(format!("/proc/{id}/cmdline")).unwrap_or_default();
@@ -143,7 +143,7 @@ fn running(processes: &[u32], subcommand: &str) -> Vec<u32> {
 }
 
 #[test]
-fn a_dead_worker_or_receiver_is_a_failed_run_and_leaves_nobody() {
+fn death_of_a_worker_or_receiver_fails_the_run_and_ends_all() {
     for (pattern, subcommand, says) in [
         ("incast", "work", ", process {}, died (signal: 9"),
         ("incast", "serve", "the serving process {} died (signal: 9"),

@@ -239,7 +239,7 @@ mod tests {
     }
 
     #[test]
-    fn what_hangs_is_cut_off_and_leaves_time_for_the_others() {
+    fn a_hanging_case_is_cut_off_and_leaves_time_for_others() {
         let cases = cases(20);
         let budget = budget("", &cases);
         let takes = |at: usize| {
@@ -255,7 +255,7 @@ mod tests {
     }
 
     #[test]
-    fn repeats_that_are_asked_for_are_made_whatever_they_take() {
+    fn requested_repeats_are_all_made() {
         let cases = cases(4);
         let asked = budget("--size 1M --repeat 5", &cases);
         let (_, repeats, cut_off) = run(&asked, 4, |_| Duration::from_secs(30));
@@ -265,7 +265,7 @@ mod tests {
     }
 
     #[test]
-    fn a_run_announces_what_it_takes() {
+    fn a_run_announces_its_time() {
         let cases = cases(20);
         let announced = budget("", &cases).to_string();
         assert!(announced.starts_with("up to 3 repeats each: about 4"), "{announced}");
@@ -281,7 +281,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_asked_for_is_kept() {
+    fn requested_durations_are_kept() {
         let pace = |line| budget(line, &cases(1000)).pace;
         assert_eq!(pace("--size 8").duration, Duration::from_millis(500));
         assert_eq!(pace("--duration 2").duration, Duration::from_secs(2));

@@ -44,8 +44,10 @@ impl Plan {
             try_options(endpoint, transport).await?;
         }
         let Places { from, to } = options.places();
-        from.check()?;
-        to.check()?;
+        for (option, place) in [("--from", from), ("--to", to)] {
+            let option = if options.place.is_some() { "--place" } else { option };
+            place.check().map_err(|failure| failure.during(option))?;
+        }
         let cases = expand(options, &transports, &Memory::now())?;
         let against = RequestedTool::unique(&options.against);
         let planned = |case: &Case| {
@@ -330,7 +332,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn little_memory_has_small_windows_and_leaves_out_what_nobody_asked_for() {
+    fn little_memory_has_small_windows_and_fewer_default_sizes() {
         let little = 160 << 20;
         let windows = |line| -> Vec<(usize, usize)> {
             cases_in(little, line).unwrap().iter().map(|case| (case.size.0, case.window)).collect()
@@ -369,7 +371,7 @@ pub(super) mod tests {
     }
 
     #[test]
-    fn many_senders_share_what_is_in_flight() {
+    fn many_senders_share_the_window_bound() {
         let line = "--pattern incast,alltoall --workers 4 --size 1M,16M";
         let of = |case: Case| (case.workers, case.window);
         let cases_of = |line| cases(line).unwrap().into_iter().map(of).collect::<Vec<_>>();

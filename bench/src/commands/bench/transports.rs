@@ -18,7 +18,7 @@ pub(super) fn transports(options: &Options, backends: &[BackendReport]) -> Resul
     }
     let mut transports: Vec<Transport> = Vec::new();
     for transport in &options.transport {
-        ready(transport.name, backends)?;
+        ready(transport.name, backends).map_err(|failure| failure.during("--transport"))?;
         if !transports.contains(transport) {
             transports.push(transport.clone());
         }

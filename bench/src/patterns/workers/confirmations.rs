@@ -129,7 +129,7 @@ mod tests {
     }
 
     #[test]
-    fn what_came_counts_without_a_time() {
+    fn received_messages_count_without_a_time() {
         let (confirmations, begin) = (ConfirmationCounter::default(), Instant::now());
         let mut counted = confirmations.count(Duration::from_millis(20));
         for millis in [5, 15, 25] {

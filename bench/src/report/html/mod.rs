@@ -388,7 +388,7 @@ mod tests {
     }
 
     #[test]
-    fn what_comes_from_outside_stays_text() {
+    fn text_from_outside_is_escaped() {
         let evil = "</title><script>alert('1')</script>\"&\u{7}";
         let mut report = Report::new(Fingerprint::read([]), vec![bandwidth_row()], None);
         report.warnings.push(evil.into());
@@ -410,7 +410,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_is_asked_for_elsewhere() {
+    fn the_page_uses_no_external_resource() {
         let late = Row { rate: Some(1 << 30), ..bandwidth_row() };
         let results = vec![bandwidth_row(), late];
         let report = Report::new(Fingerprint::read([]), results, None);
@@ -432,7 +432,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_handed_over_has_no_rate_on_the_page() {
+    fn handed_over_rows_have_no_rate_on_the_page() {
         let row = Row { handed_over: true, gb_per_s: Some(9641.0), ..bandwidth_row() };
         let page = page(&Report::new(Fingerprint::read([]), vec![row], None), &["bench"]);
         assert!(page.contains("handed over") && page.contains("memcpy 10.0 GB/s"), "{page}");

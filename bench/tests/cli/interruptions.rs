@@ -1,4 +1,4 @@
-//! A run that is interrupted, or loses its other half, ends soon, says so, and leaves nobody behind.
+//! A run that is interrupted, or loses its peer, ends soon, reports it, and leaves no process.
 
 use std::fs;
 use std::process::{Command, Stdio};
@@ -13,23 +13,23 @@ use crate::command::{Running, start};
 const LONG: [&str; 10] =
     ["bench", "--transport", "tcp", "--pattern", "bandwidth", "--size", "64K", "--duration", "60", "--json"];
 
-/// Ends of processes are noticed within this.
+/// The time limit for detecting the end of a process.
 pub(crate) const TIMEOUT: Duration = Duration::from_secs(20);
 
 pub(crate) fn signal(id: u32, signal: Signal) {
     kill_process(Pid::from_raw(id as i32).unwrap(), signal).unwrap();
 }
 
-/// The parent of a process that lives and is no zombie.
+/// Returns the parent of a process that is running and not a zombie.
 fn parent(id: u32) -> Option<u32> {
     let stat = fs::read_to_string(format!("/proc/{id}/stat")).ok()?;
-    // The name in brackets may hold anything: what follows it does not.
+    // The name in brackets may contain any character; the fields follow it.
     let mut fields = stat[stat.rfind(')')? + 1..].split_whitespace();
     let state = fields.next()?;
     if state == "Z" { None } else { fields.next()?.parse().ok() }
 }
 
-/// The first process that `is` the one, once it is there.
+/// Waits for the first process for which `is` returns true.
 fn process(is: impl Fn(u32) -> bool) -> u32 {
     let begin = Instant::now();
     loop {
@@ -43,19 +43,19 @@ fn process(is: impl Fn(u32) -> bool) -> u32 {
     }
 }
 
-/// All processes that `bench` started and that live.
+/// Returns all running processes that `bench` started.
 pub(crate) fn children(bench: &Running) -> Vec<u32> {
     let processes = fs::read_dir("/proc").unwrap().flatten();
     let ids = processes.filter_map(|entry| entry.file_name().to_str()?.parse::<u32>().ok());
     ids.filter(|id| parent(*id) == Some(bench.id())).collect()
 }
 
-/// The serving process of `bench`, once it is there.
+/// Waits for the serving process of `bench`.
 fn serving_process(bench: &Running) -> u32 {
     process(|id| parent(id) == Some(bench.id()))
 }
 
-/// A process of `program` that a keeper of `bench` runs, once it is there.
+/// Waits for a process of `program` in a keeper of `bench`.
 fn kept_process(bench: &Running, program: &str) -> u32 {
     let runs =
         |id: u32| fs::read_to_string(format!("/proc/{id}/comm")).is_ok_and(|name| name.trim() == program);
@@ -70,7 +70,7 @@ pub(crate) fn ends(id: u32) {
     }
 }
 
-/// A run in the midst of its measurement.
+/// Returns a run during its measurement.
 fn busy() -> (Running, u32) {
     let bench = start(&LONG);
     let child = serving_process(&bench);
@@ -79,7 +79,7 @@ fn busy() -> (Running, u32) {
 }
 
 #[test]
-fn a_dead_serving_process_is_a_failed_run() {
+fn death_of_the_serving_process_fails_the_run() {
     let (bench, child) = busy();
     signal(child, Signal::KILL);
     let begin = Instant::now();
@@ -130,7 +130,7 @@ fn no_end_of_a_bench_leaves_a_peer_tool() {
 }
 
 #[test]
-fn a_kept_program_ends_with_the_input_of_its_keeper() {
+fn a_program_ends_with_the_input_of_its_keeper() {
     let mut command = Command::new(env!("CARGO_BIN_EXE_towline"));
     command.args(["keep", "--", "sleep", "1000"]);
     let mut keeper = Running(command.stdin(Stdio::piped()).spawn().unwrap());

@@ -1,4 +1,5 @@
-//! How the command ends, and what it leaves: files whole or not at all, and no panic where nobody reads.
+//! The exit codes and files of the command: files are written as a whole or not at all, and a failed write
+//! causes no panic.
 
 use std::fs::{self, File};
 use std::net::TcpListener;
@@ -12,7 +13,7 @@ use serde_json::Value;
 use tempfile::TempDir;
 
 use crate::command::{Finished, Running, start, towline};
-use crate::death::{TIMEOUT, children, signal};
+use crate::interruptions::{TIMEOUT, children, signal};
 use crate::schema::assert_fits;
 
 const QUICK: [&str; 6] = ["--duration", "0.02", "--repeat", "1", "--warmup", "0"];
@@ -24,7 +25,7 @@ fn document(path: &Path) -> Value {
 }
 
 #[test]
-fn a_case_that_fails_is_a_marked_row_and_the_rest_goes_on() {
+fn a_failed_case_is_a_marked_row_and_the_others_continue() {
     let folder = TempDir::new().unwrap();
     let [json, html, kept] = ["run.json", "run.html", "kept.json"].map(|name| folder.path().join(name));
     let files = [("--json-file", &json), ("--html", &html), ("--save-histograms", &kept)];
@@ -36,7 +37,7 @@ fn a_case_that_fails_is_a_marked_row_and_the_rest_goes_on() {
     whole.exits_with(0);
     assert_eq!(whole.document()["complete"], true);
 
-    // The serving process of the second case dies.
+    // The serving process of the second case is killed.
     let mut words = words;
     words.extend(["--assert", "mem.latency.8.p50_us>0"]);
     let at = words.iter().position(|word| *word == "0.02").unwrap();
@@ -75,7 +76,7 @@ fn an_interrupted_run_keeps_what_was_measured_in_whole_files() {
         let name = json.display().to_string();
         let line = ["bench", "--transport", "mem,tcp", "--pattern", "latency", "--json-file", &name];
         let bench = start(&[&line[..], &["--repeat", "1", "--duration", "1"]].concat());
-        // The second case is under way: the first is done.
+        // The second case is running: the first is done.
         let begin = Instant::now();
         while children(&bench).is_empty() {
             assert!(begin.elapsed() < TIMEOUT, "no serving process");
@@ -93,7 +94,7 @@ fn an_interrupted_run_keeps_what_was_measured_in_whole_files() {
 }
 
 #[test]
-fn a_reader_that_is_gone_or_a_full_disk_is_no_panic() {
+fn a_closed_pipe_or_a_full_disk_causes_no_panic() {
     let lines: [&[&str]; 6] = [
         &["info"],
         &["--help"],
@@ -108,7 +109,7 @@ fn a_reader_that_is_gone_or_a_full_disk_is_no_panic() {
     for line in lines.into_iter().chain([&judged[..]]) {
         let expected = towline(line).code;
         for gone in [true, false] {
-            let nobody = || {
+            let closed = || {
                 if gone {
                     let (reader, writer) = std::io::pipe().unwrap();
                     drop(reader);
@@ -119,10 +120,10 @@ fn a_reader_that_is_gone_or_a_full_disk_is_no_panic() {
             };
             for both in [true, false] {
                 let mut command = Command::new(env!("CARGO_BIN_EXE_towline"));
-                command.args(line).stdin(Stdio::null()).stderr(nobody());
-                command.stdout(if both { nobody() } else { Stdio::null() });
+                command.args(line).stdin(Stdio::null()).stderr(closed());
+                command.stdout(if both { closed() } else { Stdio::null() });
                 let code = Running(command.spawn().unwrap()).finish().code;
-                // A result that could not be written is a failed run.
+                // A result that could not be written fails the run.
                 let allowed = [expected, if both && !gone { Some(1) } else { expected }];
                 assert!(
                     allowed.contains(&code),
@@ -136,7 +137,7 @@ fn a_reader_that_is_gone_or_a_full_disk_is_no_panic() {
 /// A document of an older run.
 const OLDER: &str = r#"{"schema": 1, "complete": true}"#;
 
-/// It says that its run failed, by the error on stderr.
+/// Checks that the document reports the error of stderr.
 #[track_caller]
 fn assert_failed(path: &Path, finished: &Finished) {
     let document: Value = serde_json::from_slice(&fs::read(path).unwrap()).unwrap();
@@ -176,7 +177,7 @@ fn a_failed_run_leaves_no_document_of_an_older_one() {
 }
 
 #[test]
-fn a_bench_without_a_result_leaves_no_older_one_in_any_of_its_files() {
+fn bench_without_a_result_leaves_no_older_file() {
     let folder = TempDir::new().unwrap();
     let [json, html, kept] = ["run.json", "run.html", "kept.json"].map(|name| folder.path().join(name));
     let [json_name, html_name, kept_name] = [&json, &html, &kept].map(|path| path.display().to_string());
@@ -192,14 +193,14 @@ fn a_bench_without_a_result_leaves_no_older_one_in_any_of_its_files() {
     assert_failed(&kept, &finished);
     [&json, &kept].iter().for_each(|path| assert_eq!(document(path)["complete"], false));
     assert!(!html.exists(), "a page of an older run");
-    // What was to be compared with is no result of this run.
+    // The file of `--compare` is no result of this run.
     let finished = failed(&["--compare", &kept_name]);
     assert_failed(&json, &finished);
     assert_eq!(fs::read_to_string(&kept).unwrap(), OLDER);
 }
 
 #[test]
-fn an_interruption_is_a_failed_run_unless_the_document_was_given() {
+fn an_interruption_fails_the_run_unless_the_document_was_written() {
     let folder = TempDir::new().unwrap();
     let json = folder.path().join("run.json");
     let name = json.display().to_string();
@@ -214,7 +215,7 @@ fn an_interruption_is_a_failed_run_unless_the_document_was_given() {
     let silent = TcpListener::bind("127.0.0.1:0").unwrap();
     let explain =
         start(&["explain", &format!("tcp://{}", silent.local_addr().unwrap()), "--json-file", &name]);
-    // It has begun.
+    // The connection has started.
     let _held = silent.accept().unwrap();
     signal(explain.id(), Signal::TERM);
     let finished = explain.finish();

@@ -1,4 +1,4 @@
-//! What `towline bench` answers, and what its reader is told about the figures.
+//! The table of `towline bench`, and its remarks on the figures.
 
 use std::fs;
 use std::io::{BufRead, BufReader};
@@ -9,7 +9,7 @@ use tempfile::TempDir;
 
 use crate::bench::{bench, rows};
 use crate::command::start;
-use crate::death::signal;
+use crate::interruptions::signal;
 use crate::schema::assert_fits;
 
 const ONE: &str = "--transport mem --pattern latency";
@@ -35,17 +35,17 @@ fn every_document_names_the_processor_and_the_load_of_its_host() {
         let load = &fingerprint["load"][at]["load_average"];
         assert_eq!(load.as_array().map(Vec::len), Some(3), "{fingerprint}");
     }
-    // A warning reaches each reader, whoever it is.
+    // A warning is in every form of the output.
     for warning in document["warnings"].as_array().unwrap() {
         let warning = warning.as_str().unwrap();
         assert!(run.err.contains(warning) && run.out.contains(warning), "{warning}: {} {}", run.err, run.out);
-        // A quote in it would be escaped there.
+        // A quote is escaped on the page.
         assert!(page.contains(&warning.replace('\'', "&#39;")), "{warning}: {page}");
     }
 }
 
 #[test]
-fn a_run_says_how_long_it_takes_and_tells_each_row_once_it_is_there() {
+fn a_run_announces_its_time_and_prints_rows_as_they_finish() {
     let line = "bench --transport mem,tcp --pattern latency --repeat 1 --duration 2 --warmup 0";
     let mut run = start(&line.split(' ').collect::<Vec<_>>());
     let mut told = BufReader::new(run.0.stderr.take().unwrap()).lines().map(Result::unwrap);
@@ -70,7 +70,7 @@ fn a_run_without_options_ends_within_a_minute() {
     assert!(run.err.contains(" s, at most a minute"), "{}", run.err);
     let document = run.document();
     assert_fits(&document);
-    // A host that is too slow for a case has its row all the same.
+    // A host that is too slow for a case still has its row.
     let rows = document["results"].as_array().unwrap();
     let slow = rows.iter().filter(|row| !row["error"].is_null()).count();
     assert!(rows.iter().all(|row| row["error"].as_str().is_none_or(|why| why.starts_with("slow: "))));
@@ -80,7 +80,7 @@ fn a_run_without_options_ends_within_a_minute() {
 }
 
 #[test]
-fn the_table_answers_what_the_machine_gives_and_says_what_its_columns_mean() {
+fn the_table_has_a_headline_and_a_legend() {
     let run = bench("--transport mem,tcp --pattern latency,bandwidth --size 64K");
     run.exits_with(0);
     let at = |what: &str| run.out.find(what).unwrap_or_else(|| panic!("{what}: {}", run.out));
@@ -88,14 +88,14 @@ fn the_table_answers_what_the_machine_gives_and_says_what_its_columns_mean() {
     assert!(parts.map(at).is_sorted(), "{}", run.out);
     let answer = run.out.lines().find(|line| line.starts_with("tcp ")).unwrap();
     assert!(answer.contains(" GB/s at 64K") && answer.contains(" µs at 64K"), "{answer}");
-    // An absolute beside each share.
+    // An absolute figure stands beside each share.
     let row = run.out.lines().find(|line| line.contains("bandwidth") && line.contains("socket ")).unwrap();
     let ceiling = row.split("socket ").nth(1).unwrap();
     assert!(ceiling.contains(" GB/s ") && ceiling.ends_with(" %"), "{row}");
 }
 
 #[test]
-fn a_message_whose_memory_changes_hands_has_no_rate_unless_it_is_read() {
+fn handed_over_messages_have_a_rate_only_with_read() {
     let line = "--transport mem,tcp --pattern bandwidth --size 1M";
     let handed_over = |options: &str| -> Vec<bool> {
         let rows = rows(&bench(&format!("{line} {options} --json")));
