@@ -38,7 +38,8 @@ impl Place {
 
     /// Refuses a place that this machine does not have, with the reason.
     pub(crate) fn check(self) -> Result<(), Failure> {
-        let wrong = |error| Failure::usage(format!("this machine has no memory in `{}`: {error}", self.name()));
+        let wrong =
+            |error| Failure::usage(format!("this machine has no memory in `{}`: {error}", self.name()));
         self.room(1).map(drop).map_err(wrong)
     }
 
