@@ -25,14 +25,14 @@ cases! {
         halves_work_in_two_tasks,
         two_tasks_receive_each_message_once,
         many_tasks_send_on_one_connection,
-        a_task_that_blocks_its_thread_delays_itself_alone,
+        #[core] a_task_that_blocks_its_thread_delays_itself_alone,
         every_way_to_wait_works,
         a_connection_is_used_from_several_runtimes,
         a_detached_send_arrives_though_nobody_waits,
         a_burst_arrives_though_its_sender_waits_for_nothing,
         bursts_of_a_thread_and_of_a_runtime_mix,
         waiting_takes_no_processor_time,
-        adaptive_waiting_costs_no_more_than_sleeping_where_others_want_the_core,
+        #[core] adaptive_waiting_costs_no_more_than_sleeping_where_others_want_the_core,
         an_endpoint_that_gets_no_thread_says_so_in_async_code;
 }
 

@@ -19,7 +19,7 @@ use crate::usage;
 
 cases! {
     CROSS_PROCESS - CROSS_HOST:
-        a_killed_peer_is_noticed_within_milliseconds,
+        #[core] a_killed_peer_is_noticed_within_milliseconds,
         what_a_killed_peer_had_sent_is_taken,
         killed_peers_leave_nothing_on_their_host,
         a_survivor_gets_back_all_that_it_had;

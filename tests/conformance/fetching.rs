@@ -26,8 +26,8 @@ cases! {
         each_frame_lands_where_it_is_told_and_what_is_discarded_nowhere,
         a_message_is_whole_though_nobody_waits_for_it,
         where_the_kernel_refuses_there_are_two_copies_and_a_reason,
-        a_sender_killed_at_any_step_leaves_whole_messages_or_an_error,
-        memory_that_goes_back_in_the_middle_is_never_delivered,
+        #[core] a_sender_killed_at_any_step_leaves_whole_messages_or_an_error,
+        #[core] memory_that_goes_back_in_the_middle_is_never_delivered,
         a_stopped_sender_holds_up_nobody_who_reads_its_memory,
         addresses_that_lie_cost_a_copy_or_the_connection,
         what_is_slow_here_is_not_done_unless_asked_for;

@@ -25,16 +25,16 @@ use crate::suite::cases;
 
 cases! {
     CROSS_PROCESS:
-        five_thousand_silent_sockets_keep_nobody_out,
+        #[core] five_thousand_silent_sockets_keep_nobody_out,
         a_stream_of_silent_connections_keeps_nobody_out,
-        peers_that_stop_in_the_middle_keep_nobody_out,
-        wrong_tokens_keep_nobody_out_and_are_slowed_down,
+        #[core] peers_that_stop_in_the_middle_keep_nobody_out,
+        #[core] wrong_tokens_keep_nobody_out_and_are_slowed_down,
         a_lack_of_descriptors_keeps_nobody_out;
     CROSS_HOST:
         streams_that_never_join_keep_nobody_out,
-        records_that_never_end_are_bounded_together;
+        #[core] records_that_never_end_are_bounded_together;
     CROSS_PROCESS - CROSS_HOST:
-        a_flood_where_peers_of_a_host_meet_keeps_nobody_out;
+        #[core] a_flood_where_peers_of_a_host_meet_keeps_nobody_out;
 }
 
 /// How long a good peer may take to connect, with a message there and back.

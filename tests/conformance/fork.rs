@@ -26,7 +26,7 @@ cases! {
         a_call_under_way_at_the_fork_ends_there_and_goes_on_here,
         a_fork_has_endpoints_of_its_own,
         a_close_is_seen_though_a_fork_lives,
-        forks_of_a_busy_process_end_and_disturb_nobody;
+        #[core] forks_of_a_busy_process_end_and_disturb_nobody;
 }
 
 const LENS: Range<usize> = 0..6;

@@ -15,7 +15,7 @@ use crate::usage;
 
 cases! {
     LENDS:
-        whoever_is_killed_amid_lent_frames_costs_nothing;
+        #[core] whoever_is_killed_amid_lent_frames_costs_nothing;
 }
 
 const DEATHS: usize = 120;

@@ -12,10 +12,10 @@ use crate::usage;
 
 cases! {
     ANY:
-        a_thousand_connections_leave_nothing_behind,
+        #[core] a_thousand_connections_leave_nothing_behind,
         failed_connects_leave_nothing_behind,
-        connects_with_too_little_time_leave_nothing_behind,
-        endpoints_leave_nothing_behind,
+        #[core] connects_with_too_little_time_leave_nothing_behind,
+        #[core] endpoints_leave_nothing_behind,
         a_long_connection_does_not_grow;
 }
 

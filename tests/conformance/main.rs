@@ -57,12 +57,13 @@ mod threaded;
 mod unpolled;
 
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use libtest_mimic::{Arguments, Trial};
 use towline_tests::{forked, need, polls, usage};
 
 use backends::{ROWS, Row};
-use suite::{Case, Claims, Need};
+use suite::{Case, Claims, Need, Slots};
 
 const GROUPS: &[&[Claims]] = &[
     messages::CASES,
@@ -119,11 +120,17 @@ fn main() -> ExitCode {
         suite::run_here(row, case);
         return ExitCode::SUCCESS;
     }
+    let mut arguments = Arguments::from_args();
+    let slots = Arc::new(Slots::new(arguments.test_threads));
+    arguments.test_threads = Some(slots.count());
     let trial = |(row, case): (&'static Row, Case)| match Need::unmet(row, case) {
-        None => Trial::test(case.full_name(row), move || suite::run_apart(row, case)),
+        None => {
+            let slots = slots.clone();
+            Trial::test(case.full_name(row), move || slots.with(case.load, || suite::run_apart(row, case)))
+        }
         Some((need, reason)) => {
             Trial::ignorable_test(case.full_name(row), move || need::skip(need.name(), &reason))
         }
     };
-    libtest_mimic::run(&Arguments::from_args(), cases.into_iter().map(trial).collect()).exit_code()
+    libtest_mimic::run(&arguments, cases.into_iter().map(trial).collect()).exit_code()
 }

@@ -13,17 +13,17 @@ use crate::usage;
 
 cases! {
     ANY:
-        sizes_around_every_threshold,
-        sizes_around_every_threshold_into_one_buffer,
-        sizes_around_every_threshold_accepted,
-        sizes_around_every_threshold_accepted_into_named_buffers,
-        a_message_beyond_4_gib_of_one_warm_buffer,
+        #[core] sizes_around_every_threshold,
+        #[core] sizes_around_every_threshold_into_one_buffer,
+        #[core] sizes_around_every_threshold_accepted,
+        #[core] sizes_around_every_threshold_accepted_into_named_buffers,
+        #[core] a_message_beyond_4_gib_of_one_warm_buffer,
         frames_of_every_number,
         the_most_frames_pass_and_one_more_is_too_large,
         the_longest_header_passes_and_one_more_byte_is_too_large,
         ten_thousand_messages_arrive_in_order,
         many_sends_in_flight_arrive_in_order,
-        both_directions_at_once,
+        #[core] both_directions_at_once,
         frames_of_every_origin_travel,
         frames_whose_owner_panics_at_their_end_harm_nobody,
         stats_count_what_travelled,
@@ -49,7 +49,7 @@ const SIZES: [usize; 15] = [
     4 * MIB - 1,
     4 * MIB,
     4 * MIB + 1,
-    64 * MIB,
+    24 * MIB,
 ];
 
 /// Sends messages of every size, alone and among small frames, and has `take` receive each.
@@ -252,7 +252,7 @@ async fn many_sends_in_flight_arrive_in_order(row: &'static Row) {
 
 async fn both_directions_at_once(row: &'static Row) {
     const COUNT: usize = 6;
-    const LEN: usize = 16 * MIB;
+    const LEN: usize = 8 * MIB;
     let pair = row.pair().await;
     let send = |from: &Connection| {
         let from = from.clone();

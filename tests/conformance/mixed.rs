@@ -15,8 +15,8 @@ use crate::suite::cases;
 
 cases! {
     ANY:
-        mixed_traffic_arrives_whole,
-        mixed_traffic_of_one_thread_arrives_whole;
+        #[core] mixed_traffic_arrives_whole,
+        #[core] mixed_traffic_of_one_thread_arrives_whole;
 }
 
 const COUNT: usize = 400;

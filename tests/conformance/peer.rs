@@ -38,7 +38,7 @@ pub(crate) const HEARTBEAT: Duration = Duration::from_millis(250);
 /// The same of an idle peer, which is timed: a fraction of it is longer than a busy machine's delays.
 pub(crate) const IDLE_HEARTBEAT: Duration = Duration::from_secs(2);
 /// What a peer of limited memory takes, and how much more memory than that it may have.
-pub(crate) const LIMITED_LEN: usize = 256 << 20;
+pub(crate) const LIMITED_LEN: usize = 128 << 20;
 const LIMITED_ROOM: usize = 96 << 20;
 
 /// Where a peer lives.

@@ -17,7 +17,7 @@ cases! {
         receipts_resolve_in_any_order,
         a_dropped_receipt_loses_the_word_alone,
         an_undecided_incoming_blocks_nobody_else,
-        an_undecided_incoming_costs_no_more_with_time;
+        #[core] an_undecided_incoming_costs_no_more_with_time;
     ONE_SIDED:
         gets_and_puts_pass_an_undecided_incoming;
 }

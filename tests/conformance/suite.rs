@@ -1,4 +1,4 @@
-//! What a case is, and how one is run: apart from the others, and never for ever.
+//! What a case is, and how it runs: in a process of its own, with a time limit.
 
 use std::fs::File;
 use std::future::Future;
@@ -10,26 +10,31 @@ use std::time::{Duration, Instant};
 
 use libtest_mimic::Failed;
 use rustix::fs::{MemfdFlags, memfd_create};
+use tokio::sync::Semaphore;
 use towline::Caps;
 use towline_tests::faulting::Faulting;
 use towline_tests::libraries;
+use towline_tests::polls::block_on;
 
 use crate::backends::Row;
 use crate::namespaces;
 
-/// Runs the case it names in this process.
+/// Environment variable: the case to run in this process.
 pub(crate) const CASE: &str = "TOWLINE_CASE";
-/// The longest that a case may take.
+/// Time limit of a case.
 const CASE_TIME: Duration = Duration::from_secs(90);
-/// How much later a case's process is killed: it hangs where its own timer does not run.
+/// Time after that limit until the parent kills the case's process: the case's own timer may not run.
 const HANG_TIME: Duration = Duration::from_secs(10);
+/// Cases that run at once on each core by default. Most cases wait most of the time.
+const CASES_PER_CORE: usize = 4;
 
 /// A claim about a backend.
 #[derive(Clone, Copy)]
 pub(crate) struct Case {
     pub(crate) claims: &'static Claims,
     pub(crate) name: &'static str,
-    pub(crate) run: fn(&'static Row) -> Run,
+    pub(crate) load: Load,
+    pub(crate) run: CaseFn,
 }
 
 /// Claims of one file that make sense for the same backends.
@@ -38,38 +43,59 @@ pub(crate) struct Claims {
     pub(crate) needs: Caps,
     pub(crate) lacks: Caps,
     pub(crate) environment: Option<Need>,
-    pub(crate) cases: &'static [(&'static str, CaseFn)],
+    pub(crate) cases: &'static [(&'static str, Load, CaseFn)],
 }
 
-/// What runs a case on a row.
+/// What a case demands of the machine while it runs.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Load {
+    /// Mostly waits: up to [`CASES_PER_CORE`] run on each core.
+    Light,
+    /// Computes most of the time, or measures time: at most one runs on each core.
+    Core,
+}
+
+/// The slots in which cases run, shared by all threads of the parent. The semaphore is fair: light cases do
+/// not starve a case that waits for a core.
+pub(crate) struct Slots {
+    free: Semaphore,
+    count: usize,
+    /// Slots that a case of [`Load::Core`] takes.
+    per_core: usize,
+}
+
+/// Starts a case on a row.
 pub(crate) type CaseFn = fn(&'static Row) -> Run;
 
 /// A case under way.
 pub(crate) type Run = Pin<Box<dyn Future<Output = ()>>>;
 
-/// What a machine may lack.
+/// A feature that a machine may lack.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Need {
-    /// Root, and the `ip` command.
+    /// Network namespaces: root, and the `ip` command.
     Netns,
     /// An IPv6 loopback.
     Ipv6,
-    /// A userfaultfd that sees the faults of the kernel too: root.
+    /// A userfaultfd that also handles faults of the kernel: root.
     Userfaultfd,
-    /// Both UCX that `cargo xtask install` provides.
+    /// Both UCX versions that `cargo xtask install` provides.
     Ucx,
 }
 
-/// `CAP | CAP - CAP, need: claim, claim;` names the functions of a file that are cases, and what they need: a backend with some
-/// capabilities and without others, and what a machine may lack.
+/// `CAP | CAP - CAP, need: claim, #[core] claim;` lists the functions of a file that are cases. It states what
+/// they need: a backend with some capabilities and without others, and a feature that a machine may lack.
+/// `#[core]` marks a case of [`Load::Core`].
 macro_rules! cases {
-    ($($($cap:ident)|+ $(- $lack:ident)? $(, $need:ident)?: $($case:ident),+;)+) => {
+    ($($($cap:ident)|+ $(- $lack:ident)? $(, $need:ident)?: $($(#[$load:ident])? $case:ident),+;)+) => {
         pub(crate) const CASES: &[$crate::suite::Claims] = &[$($crate::suite::Claims {
             module: module_path!(),
             needs: towline::Caps::empty()$(.union($crate::suite::caps!($cap)))+,
             lacks: towline::Caps::empty()$(.union($crate::suite::caps!($lack)))?,
             environment: $crate::suite::need!($($need)?),
-            cases: &[$((stringify!($case), |row| Box::pin($case(row)))),+],
+            cases: &[
+                $((stringify!($case), $crate::suite::load!($($load)?), |row| Box::pin($case(row)))),+
+            ],
         }),+];
     };
 }
@@ -79,6 +105,14 @@ macro_rules! caps {
     };
     ($cap:ident) => {
         towline::Caps::$cap
+    };
+}
+macro_rules! load {
+    () => {
+        $crate::suite::Load::Light
+    };
+    (core) => {
+        $crate::suite::Load::Core
     };
 }
 macro_rules! need {
@@ -92,17 +126,18 @@ macro_rules! need {
         Some($crate::suite::Need::Userfaultfd)
     };
 }
-pub(crate) use {caps, cases, need};
+pub(crate) use {caps, cases, load, need};
 
 impl Case {
-    /// All cases that fit `row`.
+    /// Returns all cases that fit `row`.
     pub(crate) fn all(row: &Row, groups: &[&'static [Claims]]) -> Vec<Self> {
         let claims = groups.iter().flat_map(|group| group.iter());
         let wanted = |claims: &Claims| row.only.is_none_or(|only| only.contains(&claims.file()));
         let fits = |claims: &Claims| row.caps.contains(claims.needs) && !row.caps.intersects(claims.lacks);
         let fitting = claims.filter(|claims| fits(claims) && wanted(claims));
-        let cases = fitting
-            .flat_map(|claims| claims.cases.iter().map(move |(name, run)| Self { claims, name, run: *run }));
+        let cases = fitting.flat_map(|claims| {
+            claims.cases.iter().map(move |(name, load, run)| Self { claims, name, load: *load, run: *run })
+        });
         let is_excepted = |case: &Self| {
             let file = case.claims.file();
             row.but
@@ -114,27 +149,53 @@ impl Case {
         cases.filter(|case| !is_excepted(case)).collect()
     }
 
-    /// `tcp::messages::sizes_around_every_threshold`.
+    /// Returns the name in the list of tests, as `tcp::messages::sizes_around_every_threshold`.
     pub(crate) fn full_name(&self, row: &Row) -> String {
         format!("{}::{}::{}", row.name, self.claims.file(), self.name)
     }
 }
 
+impl Slots {
+    /// As many slots as the user asked for, or [`CASES_PER_CORE`] for each core.
+    pub(crate) fn new(asked: Option<usize>) -> Self {
+        let cores = std::thread::available_parallelism().map_or(1, usize::from);
+        let (count, per_core) = match asked {
+            Some(count) => (count, 1),
+            None => (cores * CASES_PER_CORE, CASES_PER_CORE),
+        };
+        Self { free: Semaphore::new(count), count, per_core }
+    }
+
+    pub(crate) fn count(&self) -> usize {
+        self.count
+    }
+
+    /// Calls `run` with the slots that `load` demands. Blocks until they are free.
+    pub(crate) fn with<T>(&self, load: Load, run: impl FnOnce() -> T) -> T {
+        let slots = match load {
+            Load::Light => 1,
+            Load::Core => self.per_core,
+        };
+        let _slots = block_on(self.free.acquire_many(slots as u32)).expect("nothing closes the semaphore");
+        run()
+    }
+}
+
 impl Claims {
-    /// The file's name, without its ending.
+    /// Returns the file's name without its extension.
     fn file(&self) -> &'static str {
         self.module.rsplit("::").next().unwrap_or_default()
     }
 }
 
 impl Need {
-    /// What `case` needs for `row` and this machine lacks, and why.
+    /// Returns what `case` on `row` needs and this machine lacks, and the reason.
     pub(crate) fn unmet(row: &Row, case: Case) -> Option<(Self, String)> {
         let needs = [row.environment, case.claims.environment];
         needs.into_iter().flatten().find_map(|need| need.lacking().map(|reason| (need, reason)))
     }
 
-    /// Why this machine has not got it, if so.
+    /// Returns why this machine lacks this feature, if so.
     fn lacking(self) -> Option<String> {
         match self {
             Self::Netns => namespaces::unavailable(),
@@ -144,7 +205,7 @@ impl Need {
         }
     }
 
-    /// Its word in `TOWLINE_REQUIRE`.
+    /// Returns its name in `TOWLINE_REQUIRE`.
     pub(crate) fn name(self) -> &'static str {
         match self {
             Self::Netns => "netns",

@@ -19,15 +19,15 @@ use crate::suite::cases;
 
 cases! {
     ANY:
-        a_pinned_recv_delays_no_call_of_its_own_task,
-        a_recv_left_at_any_moment_delays_no_other_task,
-        a_recv_that_was_woken_and_is_not_polled_delays_no_other_task,
-        a_recv_of_a_runtime_that_nobody_runs_delays_nobody,
-        one_unpolled_recv_after_another_delays_nobody,
-        a_reader_that_is_polled_delays_no_other_task,
-        output_that_waits_for_room_goes_on_beside_an_unpolled_recv;
+        #[core] a_pinned_recv_delays_no_call_of_its_own_task,
+        #[core] a_recv_left_at_any_moment_delays_no_other_task,
+        #[core] a_recv_that_was_woken_and_is_not_polled_delays_no_other_task,
+        #[core] a_recv_of_a_runtime_that_nobody_runs_delays_nobody,
+        #[core] one_unpolled_recv_after_another_delays_nobody,
+        #[core] a_reader_that_is_polled_delays_no_other_task,
+        #[core] output_that_waits_for_room_goes_on_beside_an_unpolled_recv;
     ONE_SIDED:
-        a_pinned_recv_delays_no_get_and_no_put;
+        #[core] a_pinned_recv_delays_no_get_and_no_put;
 }
 
 type Recv = Pin<Box<dyn Future<Output = towline::Result<Message>> + Send>>;
