@@ -17,15 +17,15 @@ cases! {
     ANY:
         frames_in_arenas_arrive,
         frames_land_in_an_arena,
-        a_receiver_whose_arena_is_full_holds_its_sender_back;
+        a_receiver_with_a_full_arena_blocks_its_sender;
     LENDS:
-        a_killed_holder_gives_back_what_it_held,
-        what_a_stopped_holder_has_is_counted_and_the_survivors_have_half,
+        leases_of_a_killed_peer_return,
+        leases_of_a_stopped_peer_are_quarantined_and_others_get_half,
         frames_are_lent_and_not_copied,
         many_frames_and_slices_are_lent_both_ways,
-        what_is_held_outlives_its_connection,
-        a_full_arena_has_room_again_when_the_receiver_lets_go,
-        who_waits_for_a_full_arena_gets_what_the_receiver_lets_go,
+        lent_frames_outlive_their_connection,
+        a_full_arena_has_room_after_the_receiver_drops_frames,
+        take_within_gets_memory_that_the_receiver_drops,
         without_trust_nothing_is_lent;
 }
 
@@ -116,7 +116,7 @@ async fn many_frames_and_slices_are_lent_both_ways(row: &'static Row) {
     eventually("every lease is back", || arena.stats().in_use_bytes == 0).await;
 }
 
-async fn what_is_held_outlives_its_connection(row: &'static Row) {
+async fn lent_frames_outlive_their_connection(row: &'static Row) {
     let pair = row.pair().await;
     let arena = Arena::new(64 << 20).unwrap();
     let received = sent(&pair.a, &pair.b, Message::new("").with_frame(frame(&arena, 3, 1 << 20))).await;
@@ -129,7 +129,7 @@ async fn what_is_held_outlives_its_connection(row: &'static Row) {
     eventually("the arena has its memory back", || arena.stats().in_use_bytes == 0).await;
 }
 
-async fn a_full_arena_has_room_again_when_the_receiver_lets_go(row: &'static Row) {
+async fn a_full_arena_has_room_after_the_receiver_drops_frames(row: &'static Row) {
     let pair = row.pair().await;
     let arena = Arena::new(8 << 20).unwrap();
     let mut held = Vec::new();
@@ -143,7 +143,7 @@ async fn a_full_arena_has_room_again_when_the_receiver_lets_go(row: &'static Row
     eventually("there is room", || arena.take(2 << 20).is_ok()).await;
 }
 
-async fn who_waits_for_a_full_arena_gets_what_the_receiver_lets_go(row: &'static Row) {
+async fn take_within_gets_memory_that_the_receiver_drops(row: &'static Row) {
     let pair = row.pair().await;
     let arena = Arena::new(8 << 20).unwrap();
     let sending = async {
@@ -177,7 +177,7 @@ async fn who_waits_for_a_full_arena_gets_what_the_receiver_lets_go(row: &'static
     assert_eq!(taken.unwrap().capacity(), 8 << 20);
 }
 
-async fn a_receiver_whose_arena_is_full_holds_its_sender_back(row: &'static Row) {
+async fn a_receiver_with_a_full_arena_blocks_its_sender(row: &'static Row) {
     const LEN: usize = 300_000;
     let arena = Arena::new(4 << 20).unwrap();
     let pool = Pool::with_source(std::sync::Arc::new(arena.clone()), 0);
@@ -246,7 +246,7 @@ async fn without_trust_nothing_is_lent(row: &'static Row) {
     eventually("the arena has its memory back", || arena.stats().in_use_bytes == 0).await;
 }
 
-async fn a_killed_holder_gives_back_what_it_held(row: &'static Row) {
+async fn leases_of_a_killed_peer_return(row: &'static Row) {
     let (peer, address) = Peer::serving(row).await;
     let connection = row.endpoint().connect(&address).await.unwrap();
     let arena = Arena::new(64 << 20).unwrap();
@@ -265,7 +265,7 @@ async fn a_killed_holder_gives_back_what_it_held(row: &'static Row) {
     eventually("the arena has its memory back", || arena.stats().in_use_bytes == 0).await;
 }
 
-async fn what_a_stopped_holder_has_is_counted_and_the_survivors_have_half(row: &'static Row) {
+async fn leases_of_a_stopped_peer_are_quarantined_and_others_get_half(row: &'static Row) {
     const MIB: usize = 1 << 20;
     let endpoint = row.builder().heartbeat(HEARTBEAT).build().unwrap();
     let arena = Arena::new(64 * MIB).unwrap();

@@ -23,10 +23,10 @@ use crate::usage;
 
 cases! {
     CROSS_PROCESS - CROSS_HOST:
-        a_sharing_peer_made_by_hand_is_a_peer,
-        a_lie_at_the_attach_gets_nothing_and_may_go_another_way,
-        a_lack_of_descriptors_is_called_so,
-        unauthenticated_peers_at_the_attach_keep_nobody_out;
+        a_raw_peer_exchanges_messages_over_shm,
+        an_invalid_attach_is_refused_and_another_path_still_works,
+        a_lack_of_descriptors_is_reported,
+        unauthenticated_peers_at_the_local_socket_block_no_peer;
 }
 
 /// Whether an honest pair still talks.
@@ -37,7 +37,7 @@ pub(crate) async fn assert_talk((a, b): &(Connection, Connection), number: usize
     assert_message(&taken.unwrap(), number, &[100, 20_000]);
 }
 
-async fn a_sharing_peer_made_by_hand_is_a_peer(row: &'static Row) {
+async fn a_raw_peer_exchanges_messages_over_shm(row: &'static Row) {
     let (endpoint, listener) = listening(row).await;
     let (mut sharer, connection) = Sharer::connected(&endpoint, &listener, 1).await;
     assert_eq!(connection.path().chosen(), "shm");
@@ -137,7 +137,7 @@ const VIOLATIONS: &[Violation] = &[
     ("a ring of all there is", "a ring of 4294967295 bytes", |hello| say_ring_len(hello, u32::MAX)),
 ];
 
-async fn a_lie_at_the_attach_gets_nothing_and_may_go_another_way(row: &'static Row) {
+async fn an_invalid_attach_is_refused_and_another_path_still_works(row: &'static Row) {
     let (endpoint, listener) = listening(row).await;
     let near = row.endpoint();
     let pair = friend(&near, &listener).await;
@@ -166,7 +166,7 @@ async fn a_lie_at_the_attach_gets_nothing_and_may_go_another_way(row: &'static R
     eventually("every descriptor that was shown is closed", || usage::descriptors() <= before).await;
 }
 
-async fn a_lack_of_descriptors_is_called_so(row: &'static Row) {
+async fn a_lack_of_descriptors_is_reported(row: &'static Row) {
     let endpoint = || row.builder().handshake_time(HANDSHAKE_TIME / 2).build().unwrap();
     let (near, far) = (endpoint(), endpoint());
     let listener = far.listen(&"towline://127.0.0.1:0".parse().unwrap()).await.unwrap();
@@ -205,7 +205,7 @@ async fn a_lack_of_descriptors_is_called_so(row: &'static Row) {
 /// Several times as many as may be in the local socket at once. If each was waited for, the last came in after more than 2 s.
 const UNAUTHENTICATED: usize = 600;
 
-async fn unauthenticated_peers_at_the_attach_keep_nobody_out(row: &'static Row) {
+async fn unauthenticated_peers_at_the_local_socket_block_no_peer(row: &'static Row) {
     // With the patience of everyday use.
     let endpoint = row.endpoint();
     let listener = endpoint.listen(&"towline://127.0.0.1:0".parse().unwrap()).await.unwrap();

@@ -173,20 +173,20 @@ const UCX_BUT: &[&str] = &[
     "raw_peer",
     "hostile",
     "streams",
-    "floods::streams_that_never_join_keep_nobody_out",
-    "floods::records_that_never_end_are_bounded_together",
-    "integrity::a_bit_flipped_on_the_way_is_corrupt_and_costs_one_connection",
-    "integrity::a_bit_flipped_in_a_put_never_reaches_the_region",
-    "connect::the_towline_scheme_takes_the_first_path_that_reaches",
-    "fork::a_fork_has_endpoints_of_its_own",
-    "fork::forks_of_a_busy_process_end_and_disturb_nobody",
+    "floods::streams_that_never_join_block_no_peer",
+    "floods::unfinished_records_share_one_budget",
+    "integrity::a_flipped_bit_is_corrupt_and_ends_one_connection",
+    "integrity::a_flipped_bit_in_a_put_never_reaches_the_region",
+    "connect::the_towline_scheme_chooses_the_first_path_that_reaches",
+    "fork::a_forked_child_can_build_endpoints",
+    "fork::forks_of_a_busy_process_end_and_disturb_no_peer",
 ];
 /// It ends a process that goes on connecting to a worker that is gone (docs/gotchas.md).
 const UCX_OLDER_TCP_BUT: &[&str] = &[
-    "establishing::a_connect_that_is_given_up_at_any_step_leaves_nothing_behind",
-    "establishing::an_accept_that_is_given_up_at_any_step_leaves_nothing_behind",
-    "establishing::a_connector_that_stops_at_any_step_costs_its_peer_nothing",
-    "establishing::an_acceptor_that_stops_at_any_step_costs_its_peer_nothing",
+    "establishing::a_connect_cancelled_at_any_step_leaks_nothing",
+    "establishing::an_accept_cancelled_at_any_step_leaks_nothing",
+    "establishing::a_connector_stopped_at_any_step_leaks_nothing_at_its_peer",
+    "establishing::an_acceptor_stopped_at_any_step_leaks_nothing_at_its_peer",
 ];
 const UCX_AGAIN: &[&str] = &["messages", "taking", "one_sided", "mixed", "ending", "processes", "deaths"];
 

@@ -13,13 +13,13 @@ cases! {
     LENDS:
         large_frames_are_copied_once,
         another_process_copies_nothing,
-        many_frames_and_those_of_arenas_go_together,
+        many_frames_and_arena_frames_share_a_message,
         messages_both_ways_stay_in_order,
-        a_receiver_that_keeps_all_gets_the_rest_in_its_own_memory,
+        frames_beyond_the_bounce_arena_use_the_receivers_memory,
         without_room_or_trust_each_end_copies,
         a_message_dropped_by_its_sender_arrives,
-        a_killed_receiver_gives_back_what_was_bounced,
-        a_killed_sender_leaves_what_was_received;
+        bounce_copies_return_when_the_receiver_is_killed,
+        received_frames_outlive_a_killed_sender;
 }
 
 /// The least that is deposited.
@@ -120,7 +120,7 @@ async fn another_process_copies_nothing(row: &'static Row) {
     }
 }
 
-async fn many_frames_and_those_of_arenas_go_together(row: &'static Row) {
+async fn many_frames_and_arena_frames_share_a_message(row: &'static Row) {
     let pair = row.pair().await;
     warm_up(&pair.a, &pair.b, 16 << 20).await;
     let lengths: Vec<_> = (0..200).map(|at| 4096 + 97 * at).chain([0, 1, 4095]).collect();
@@ -166,7 +166,7 @@ async fn messages_both_ways_stay_in_order(row: &'static Row) {
     assert!(pair.a.stats().bytes_bounced > 0 && pair.b.stats().bytes_bounced > 0);
 }
 
-async fn a_receiver_that_keeps_all_gets_the_rest_in_its_own_memory(row: &'static Row) {
+async fn frames_beyond_the_bounce_arena_use_the_receivers_memory(row: &'static Row) {
     const LEN: usize = 1 << 20;
     let pair = row.pair_with(|builder| builder.bounce_arena(8 << 20)).await;
     warm_up(&pair.a, &pair.b, LEN).await;
@@ -221,7 +221,7 @@ async fn a_message_dropped_by_its_sender_arrives(row: &'static Row) {
     }
 }
 
-async fn a_killed_receiver_gives_back_what_was_bounced(row: &'static Row) {
+async fn bounce_copies_return_when_the_receiver_is_killed(row: &'static Row) {
     const LEN: usize = 3 << 20;
     let near = row.builder().bounce_arena(8 << 20).build().unwrap();
     for round in 0..8 {
@@ -259,7 +259,7 @@ async fn a_killed_receiver_gives_back_what_was_bounced(row: &'static Row) {
     }
 }
 
-async fn a_killed_sender_leaves_what_was_received(row: &'static Row) {
+async fn received_frames_outlive_a_killed_sender(row: &'static Row) {
     let (mut peer, address) = Peer::serving(row).await;
     let connection = row.endpoint().connect(&address).await.unwrap();
     let mut kept = Vec::new();

@@ -18,22 +18,22 @@ use crate::usage;
 
 cases! {
     ANY:
-        threads_without_tokio_talk,
+        threads_without_tokio_exchange_messages,
         threads_without_tokio_measure,
-        blocking_calls_talk,
+        blocking_calls_exchange_messages,
         one_thread_serves_both_ends,
         halves_work_in_two_tasks,
         two_tasks_receive_each_message_once,
         many_tasks_send_on_one_connection,
-        #[core] a_task_that_blocks_its_thread_delays_itself_alone,
+        #[core] a_task_that_blocks_its_thread_delays_no_other_task,
         every_way_to_wait_works,
         a_connection_is_used_from_several_runtimes,
-        a_detached_send_arrives_though_nobody_waits,
-        a_burst_arrives_though_its_sender_waits_for_nothing,
-        bursts_of_a_thread_and_of_a_runtime_mix,
+        a_detached_send_arrives,
+        a_burst_arrives_without_a_waiting_sender,
+        bursts_of_a_thread_and_a_runtime_all_arrive,
         waiting_takes_no_processor_time,
-        #[core] adaptive_waiting_costs_no_more_than_sleeping_where_others_want_the_core,
-        an_endpoint_that_gets_no_thread_says_so_in_async_code;
+        #[core] adaptive_waiting_is_about_as_fast_as_sleeping_on_a_busy_core,
+        building_an_endpoint_without_a_thread_fails_with_io;
 }
 
 const LENS: [usize; 4] = [0, 700, 20_000, 2 << 20];
@@ -56,7 +56,7 @@ pub(crate) async fn without_tokio<T: Send + 'static>(work: impl FnOnce() -> T + 
     tokio::task::spawn_blocking(|| thread.join().unwrap()).await.unwrap()
 }
 
-async fn threads_without_tokio_talk(row: &'static Row) {
+async fn threads_without_tokio_exchange_messages(row: &'static Row) {
     const COUNT: usize = 200;
     let echo = |row: &Row| {
         let endpoint = row.endpoint();
@@ -110,7 +110,7 @@ async fn threads_without_tokio_measure(row: &'static Row) {
     assert!(explanation.measured.is_some());
 }
 
-async fn blocking_calls_talk(row: &'static Row) {
+async fn blocking_calls_exchange_messages(row: &'static Row) {
     let talk = without_tokio(move || {
         let (near, far) =
             (blocking::Endpoint::from(row.endpoint()), blocking::Endpoint::from(row.endpoint()));
@@ -143,7 +143,7 @@ async fn blocking_calls_talk(row: &'static Row) {
     assert_eq!(in_time("two threads", talk).await, ErrorKind::Closed);
 }
 
-async fn a_burst_arrives_though_its_sender_waits_for_nothing(row: &'static Row) {
+async fn a_burst_arrives_without_a_waiting_sender(row: &'static Row) {
     const COUNT: usize = 1000;
     let Pair { a, b, .. } = &row.pair().await;
     let take = async |first: usize| {
@@ -177,7 +177,7 @@ async fn a_burst_arrives_though_its_sender_waits_for_nothing(row: &'static Row) 
     tokio::task::spawn_blocking(|| burst.join().unwrap()).await.unwrap();
 }
 
-async fn bursts_of_a_thread_and_of_a_runtime_mix(row: &'static Row) {
+async fn bursts_of_a_thread_and_a_runtime_all_arrive(row: &'static Row) {
     const COUNT: usize = 5_000;
     let Pair { a, b, .. } = &row.pair().await;
     let burst = |sender: Connection| async move {
@@ -322,7 +322,7 @@ async fn many_tasks_send_on_one_connection(row: &'static Row) {
     }
 }
 
-async fn a_task_that_blocks_its_thread_delays_itself_alone(row: &'static Row) {
+async fn a_task_that_blocks_its_thread_delays_no_other_task(row: &'static Row) {
     let pair = Arc::new(row.pair().await);
     // It leads the link, and then holds its thread.
     let blocking = {
@@ -362,7 +362,7 @@ async fn a_connection_is_used_from_several_runtimes(row: &'static Row) {
     }
 }
 
-async fn a_detached_send_arrives_though_nobody_waits(row: &'static Row) {
+async fn a_detached_send_arrives(row: &'static Row) {
     const LEN: usize = 48 << 20;
     let pair = row.pair_with(|builder| builder.heartbeat(Duration::from_secs(60))).await;
     for turn in 0..3 {
@@ -412,7 +412,7 @@ async fn waiting_takes_no_processor_time(row: &'static Row) {
 }
 
 /// Both ends and two threads that compute have one core between them.
-async fn adaptive_waiting_costs_no_more_than_sleeping_where_others_want_the_core(row: &'static Row) {
+async fn adaptive_waiting_is_about_as_fast_as_sleeping_on_a_busy_core(row: &'static Row) {
     let measured = without_tokio(move || {
         let mut core = CpuSet::new();
         core.set(sched_getcpu());
@@ -462,7 +462,7 @@ fn round_trip(row: &'static Row, wait: Wait) -> Duration {
     took[took.len() / 2]
 }
 
-async fn an_endpoint_that_gets_no_thread_says_so_in_async_code(row: &'static Row) {
+async fn building_an_endpoint_without_a_thread_fails_with_io(row: &'static Row) {
     let before = getrlimit(Resource::Data);
     // Less than a thread's stack.
     let limit = Some(usage::data() + (1 << 20));

@@ -17,13 +17,13 @@ cases! {
         a_dropped_recv_loses_no_message,
         a_dropped_incoming_future_loses_no_message,
         a_dropped_recv_into_loses_no_message,
-        ways_to_receive_may_change_after_a_drop,
-        a_dropped_send_still_leaves,
-        a_dropped_delivery_still_leaves,
-        a_dropped_accept_takes_or_rejects,
-        a_dropped_wait_for_a_receipt_is_forgotten,
-        a_dropped_connect_leaves_the_listener_well,
-        a_dropped_wait_at_the_listener_loses_no_peer,
+        the_receive_call_may_change_after_a_drop,
+        a_dropped_send_is_still_sent,
+        a_dropped_deliver_is_still_sent,
+        a_dropped_accept_accepts_or_rejects,
+        a_dropped_receipt_future_has_no_effect,
+        a_dropped_connect_leaves_the_listener_usable,
+        a_dropped_listener_accept_loses_no_peer,
         a_dropped_close_still_closes;
     ONE_SIDED:
         a_dropped_get_ends_by_itself,
@@ -128,7 +128,7 @@ async fn a_dropped_recv_into_loses_no_message(row: &'static Row) {
     take_with_drops(row, into, async |message| message).await;
 }
 
-async fn ways_to_receive_may_change_after_a_drop(row: &'static Row) {
+async fn the_receive_call_may_change_after_a_drop(row: &'static Row) {
     const COUNT: usize = 200;
     let pair = row.pair().await;
     let sending = send_numbered(&pair.a, COUNT);
@@ -192,15 +192,15 @@ where
     assert_whole(&pair).await;
 }
 
-async fn a_dropped_send_still_leaves(row: &'static Row) {
+async fn a_dropped_send_is_still_sent(row: &'static Row) {
     send_with_drops(row, |from, message| async move { from.send(message).await.unwrap() }).await;
 }
 
-async fn a_dropped_delivery_still_leaves(row: &'static Row) {
+async fn a_dropped_deliver_is_still_sent(row: &'static Row) {
     send_with_drops(row, |from, message| async move { from.deliver(message).await.unwrap() }).await;
 }
 
-async fn a_dropped_accept_takes_or_rejects(row: &'static Row) {
+async fn a_dropped_accept_accepts_or_rejects(row: &'static Row) {
     let pair = row.pair().await;
     let mut words = [0, 0];
     for at in 0..200 {
@@ -230,7 +230,7 @@ async fn a_dropped_accept_takes_or_rejects(row: &'static Row) {
     assert_whole(&pair).await;
 }
 
-async fn a_dropped_wait_for_a_receipt_is_forgotten(row: &'static Row) {
+async fn a_dropped_receipt_future_has_no_effect(row: &'static Row) {
     let pair = row.pair().await;
     for at in 0..60 {
         let take = async {
@@ -248,7 +248,7 @@ async fn a_dropped_wait_for_a_receipt_is_forgotten(row: &'static Row) {
     assert_whole(&pair).await;
 }
 
-async fn a_dropped_connect_leaves_the_listener_well(row: &'static Row) {
+async fn a_dropped_connect_leaves_the_listener_usable(row: &'static Row) {
     let pair = row.pair().await;
     let (mut connected, mut polls) = (0, 0);
     while connected < 3 {
@@ -269,7 +269,7 @@ async fn a_dropped_connect_leaves_the_listener_well(row: &'static Row) {
     assert_whole(&pair).await;
 }
 
-async fn a_dropped_wait_at_the_listener_loses_no_peer(row: &'static Row) {
+async fn a_dropped_listener_accept_loses_no_peer(row: &'static Row) {
     let pair = row.pair().await;
     for polls in 0..20 {
         let accepting = async {

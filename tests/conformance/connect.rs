@@ -17,14 +17,14 @@ use crate::suite::cases;
 cases! {
     ANY:
         many_connect_at_once,
-        the_path_tells_what_carries_the_bytes,
-        an_address_of_nobody_is_refused;
+        the_path_names_the_chosen_backend,
+        an_address_without_a_listener_is_refused;
     CROSS_HOST:
-        the_towline_scheme_takes_the_first_path_that_reaches,
+        the_towline_scheme_chooses_the_first_path_that_reaches,
         a_name_is_resolved,
         a_name_that_does_not_resolve_is_unavailable,
-        a_server_that_says_nothing_times_out,
-        a_server_that_hangs_up_is_lost,
+        a_silent_server_times_out,
+        a_server_that_closes_is_lost,
         a_server_of_another_kind_is_refused,
         an_address_that_names_no_listener_is_invalid;
 }
@@ -53,7 +53,7 @@ async fn many_connect_at_once(row: &'static Row) {
     }
 }
 
-async fn the_path_tells_what_carries_the_bytes(row: &'static Row) {
+async fn the_path_names_the_chosen_backend(row: &'static Row) {
     let pair = row.pair().await;
     let scheme = row.address().scheme();
     let backend = scheme.backend().unwrap();
@@ -83,7 +83,7 @@ async fn the_path_tells_what_carries_the_bytes(row: &'static Row) {
     assert_eq!(pair.b.peer(), pair.near.identity());
 }
 
-async fn an_address_of_nobody_is_refused(row: &'static Row) {
+async fn an_address_without_a_listener_is_refused(row: &'static Row) {
     let pair = row.pair().await;
     let address = match row.address().name() {
         Some(_) => Address::mem("nobody-has-this-name").unwrap(),
@@ -101,7 +101,7 @@ async fn an_address_of_nobody_is_refused(row: &'static Row) {
     assert!(sentence.contains("connect") && sentence.contains(&address.to_string()), "{sentence}");
 }
 
-async fn the_towline_scheme_takes_the_first_path_that_reaches(row: &'static Row) {
+async fn the_towline_scheme_chooses_the_first_path_that_reaches(row: &'static Row) {
     let open = Address::new(Scheme::Towline, row.address().host(), 0).unwrap();
     let state_of = |connection: &Connection, name| {
         let candidates = connection.path().candidates();
@@ -168,7 +168,7 @@ async fn strange_server(row: &Row) -> (TcpListener, Address) {
     (listener, Address::new(row.address().scheme(), row.address().host(), port).unwrap())
 }
 
-async fn a_server_that_says_nothing_times_out(row: &'static Row) {
+async fn a_silent_server_times_out(row: &'static Row) {
     let (_server, address) = strange_server(row).await;
     let endpoint = row.builder().handshake_time(Duration::from_millis(500)).build().unwrap();
     let began = Instant::now();
@@ -177,7 +177,7 @@ async fn a_server_that_says_nothing_times_out(row: &'static Row) {
     assert!(began.elapsed() >= Duration::from_millis(450), "after {:?}", began.elapsed());
 }
 
-async fn a_server_that_hangs_up_is_lost(row: &'static Row) {
+async fn a_server_that_closes_is_lost(row: &'static Row) {
     let (server, address) = strange_server(row).await;
     let hanging_up = tokio::spawn(async move { drop(server.accept().await.unwrap()) });
     let error = in_time("connect", row.endpoint().connect(&address)).await.unwrap_err();

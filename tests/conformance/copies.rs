@@ -11,7 +11,7 @@ cases! {
     NAMED_DESTINATION:
         payload_goes_straight_to_its_named_destination,
         payload_goes_straight_into_one_buffer,
-        a_receiver_that_names_its_destinations_again_is_believed;
+        a_receiver_that_names_its_destinations_again_gets_no_copies;
     MOVES_OWNERSHIP:
         the_receiver_gets_the_senders_own_buffers;
 }
@@ -62,7 +62,7 @@ async fn payload_goes_straight_into_one_buffer(row: &'static Row) {
     }
 }
 
-async fn a_receiver_that_names_its_destinations_again_is_believed(row: &'static Row) {
+async fn a_receiver_that_names_its_destinations_again_gets_no_copies(row: &'static Row) {
     const LEN: usize = 200_000;
     let pair = row.pair().await;
     // In pool memory, where the next ones may stream ahead.

@@ -19,10 +19,10 @@ use crate::usage;
 
 cases! {
     CROSS_PROCESS - CROSS_HOST:
-        #[core] a_killed_peer_is_noticed_within_milliseconds,
-        what_a_killed_peer_had_sent_is_taken,
+        #[core] a_killed_peer_is_detected_within_milliseconds,
+        messages_of_a_killed_peer_are_still_received,
         killed_peers_leave_nothing_on_their_host,
-        a_survivor_gets_back_all_that_it_had;
+        a_survivor_frees_all_resources;
 }
 
 const DEATHS: usize = 200;
@@ -41,7 +41,7 @@ async fn take_all(connection: Connection, seed: usize) -> (usize, Error, Instant
     unreachable!("nobody pours for ever")
 }
 
-async fn a_killed_peer_is_noticed_within_milliseconds(row: &'static Row) {
+async fn a_killed_peer_is_detected_within_milliseconds(row: &'static Row) {
     let mut ends: Vec<(Endpoint, Listener)> = Vec::new();
     for wait in WAITS {
         let endpoint = row.builder().wait(wait).build().unwrap();
@@ -94,7 +94,7 @@ async fn a_killed_peer_is_noticed_within_milliseconds(row: &'static Row) {
     }
 }
 
-async fn what_a_killed_peer_had_sent_is_taken(row: &'static Row) {
+async fn messages_of_a_killed_peer_are_still_received(row: &'static Row) {
     let endpoint = row.endpoint();
     let listener = endpoint.listen(&row.address()).await.unwrap();
     for delay in [0, 1, 30] {
@@ -188,7 +188,7 @@ async fn killed_peers_leave_nothing_on_their_host(row: &'static Row) {
     eventually("nobody has their memory", || memory.is_disjoint(&Holdings::memory_of_all())).await;
 }
 
-async fn a_survivor_gets_back_all_that_it_had(row: &'static Row) {
+async fn a_survivor_frees_all_resources(row: &'static Row) {
     let endpoint = row.endpoint();
     let listener = endpoint.listen(&row.address()).await.unwrap();
     let here = || Holdings::of("/proc/self").memory;

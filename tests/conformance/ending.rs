@@ -14,22 +14,22 @@ use crate::suite::cases;
 cases! {
     ANY:
         close_flushes_everything_submitted,
-        what_arrived_before_a_close_can_be_taken_after_it,
-        large_messages_that_arrived_before_a_close_can_be_taken_after_it,
-        closing_twice_is_well,
+        messages_before_a_close_can_be_received_after_it,
+        large_messages_before_a_close_can_be_received_after_it,
+        closing_twice_succeeds,
         both_ends_may_close_at_once,
         the_last_handle_dropped_closes,
         a_dropped_endpoint_leaves_its_connections_alive,
         closing_an_endpoint_closes_every_connection,
         an_undecided_incoming_ends_with_its_connection,
         operations_after_the_end_fail_with_their_memory,
-        a_runtime_dropped_in_the_middle_leaves_the_connection_well,
-        a_listener_dropped_leaves_its_connections_well;
+        a_runtime_dropped_during_calls_leaves_the_connection_usable,
+        a_dropped_listener_leaves_its_connections_alive;
     FLOW_CONTROL:
-        abort_gives_everything_back_at_both_ends,
+        abort_returns_all_memory_at_both_ends,
         close_gives_up_after_linger,
-        two_closes_wait_for_the_same,
-        both_ends_close_with_something_untaken;
+        two_closes_share_one_linger,
+        both_ends_close_with_an_undecided_message;
 }
 
 /// What an end of any kind may take.
@@ -57,7 +57,7 @@ async fn close_flushes_everything_submitted(row: &'static Row) {
     assert_eq!(end.kind(), ErrorKind::Closed, "{end}");
 }
 
-async fn what_arrived_before_a_close_can_be_taken_after_it(row: &'static Row) {
+async fn messages_before_a_close_can_be_received_after_it(row: &'static Row) {
     let pair = row.pair().await;
     for number in 0..50 {
         in_time("send", pair.a.send(message(number, &[number * 100]))).await.unwrap();
@@ -69,7 +69,7 @@ async fn what_arrived_before_a_close_can_be_taken_after_it(row: &'static Row) {
     assert_eq!(in_time("the end", pair.b.recv()).await.unwrap_err().kind(), ErrorKind::Closed);
 }
 
-async fn large_messages_that_arrived_before_a_close_can_be_taken_after_it(row: &'static Row) {
+async fn large_messages_before_a_close_can_be_received_after_it(row: &'static Row) {
     const LEN: usize = 50_000;
     let pair = row.pair().await;
     // A receiver that waits for large messages may let the next ones stream ahead.
@@ -111,7 +111,7 @@ async fn large_messages_that_arrived_before_a_close_can_be_taken_after_it(row: &
     }
 }
 
-async fn closing_twice_is_well(row: &'static Row) {
+async fn closing_twice_succeeds(row: &'static Row) {
     let pair = row.pair().await;
     let (first, second) =
         in_time("two at once", async { tokio::join!(pair.a.close(), pair.a.close()) }).await;
@@ -185,7 +185,7 @@ async fn closing_an_endpoint_closes_every_connection(row: &'static Row) {
     }
 }
 
-async fn abort_gives_everything_back_at_both_ends(row: &'static Row) {
+async fn abort_returns_all_memory_at_both_ends(row: &'static Row) {
     for by_the_sender in [true, false] {
         let pair = row.pair().await;
         let stuck = Stuck::on(&pair.a).await;
@@ -218,7 +218,7 @@ async fn close_gives_up_after_linger(row: &'static Row) {
     stuck.assert_ended(END_TIME, &[ErrorKind::TimedOut, ErrorKind::Closed]).await;
 }
 
-async fn two_closes_wait_for_the_same(row: &'static Row) {
+async fn two_closes_share_one_linger(row: &'static Row) {
     let pair = row.pair_with(|builder| builder.linger(Duration::from_millis(400))).await;
     let stuck = Stuck::on(&pair.a).await;
     let both = async { tokio::join!(pair.a.close(), pair.a.close()) };
@@ -229,7 +229,7 @@ async fn two_closes_wait_for_the_same(row: &'static Row) {
     stuck.assert_ended(END_TIME, &[ErrorKind::TimedOut, ErrorKind::Closed]).await;
 }
 
-async fn both_ends_close_with_something_untaken(row: &'static Row) {
+async fn both_ends_close_with_an_undecided_message(row: &'static Row) {
     for len in [100, 100_000] {
         let pair = row.pair().await;
         let message = message(1, &[len]);
@@ -318,7 +318,7 @@ async fn operations_after_the_end_fail_with_their_memory(row: &'static Row) {
     }
 }
 
-async fn a_runtime_dropped_in_the_middle_leaves_the_connection_well(row: &'static Row) {
+async fn a_runtime_dropped_during_calls_leaves_the_connection_usable(row: &'static Row) {
     let pair = row.pair().await;
     for turn in 0..10 {
         let (a, b) = (pair.a.clone(), pair.b.clone());
@@ -360,7 +360,7 @@ async fn a_runtime_dropped_in_the_middle_leaves_the_connection_well(row: &'stati
     eventually("the pools have their memory back", || in_use() == [0, 0]).await;
 }
 
-async fn a_listener_dropped_leaves_its_connections_well(row: &'static Row) {
+async fn a_dropped_listener_leaves_its_connections_alive(row: &'static Row) {
     let Pair { a, b, near, far: _far, listener } = row.pair().await;
     let address = listener.address().clone();
     drop(listener);

@@ -25,11 +25,11 @@ use crate::usage;
 
 cases! {
     ANY:
-        a_connect_that_is_given_up_at_any_step_leaves_nothing_behind,
-        an_accept_that_is_given_up_at_any_step_leaves_nothing_behind,
-        a_connector_that_stops_at_any_step_costs_its_peer_nothing,
-        an_acceptor_that_stops_at_any_step_costs_its_peer_nothing,
-        endpoints_leave_no_task_in_an_environment_that_lives_on;
+        a_connect_cancelled_at_any_step_leaks_nothing,
+        an_accept_cancelled_at_any_step_leaks_nothing,
+        a_connector_stopped_at_any_step_leaks_nothing_at_its_peer,
+        an_acceptor_stopped_at_any_step_leaks_nothing_at_its_peer,
+        endpoints_leave_no_task_in_a_shared_environment;
 }
 
 const HANDSHAKE_TIME: Duration = Duration::from_millis(500);
@@ -262,7 +262,7 @@ async fn until_stopped(stop: &Stop) {
     eventually("it stops or ends", || stop.is_reached() || stop.is_over()).await;
 }
 
-async fn a_connect_that_is_given_up_at_any_step_leaves_nothing_behind(row: &'static Row) {
+async fn a_connect_cancelled_at_any_step_leaks_nothing(row: &'static Row) {
     let ends = Ends::new(row).await;
     for polls in steps() {
         let stop = ends.environment.stop_next(polls);
@@ -286,7 +286,7 @@ async fn a_connect_that_is_given_up_at_any_step_leaves_nothing_behind(row: &'sta
     panic!("an attempt takes more than {POLLS_MAX} polls");
 }
 
-async fn an_accept_that_is_given_up_at_any_step_leaves_nothing_behind(row: &'static Row) {
+async fn an_accept_cancelled_at_any_step_leaks_nothing(row: &'static Row) {
     let ends = Ends::new(row).await;
     for polls in steps() {
         let stop = ends.environment.stop_next(polls);
@@ -306,7 +306,7 @@ async fn an_accept_that_is_given_up_at_any_step_leaves_nothing_behind(row: &'sta
     panic!("an attempt takes more than {POLLS_MAX} polls");
 }
 
-async fn a_connector_that_stops_at_any_step_costs_its_peer_nothing(row: &'static Row) {
+async fn a_connector_stopped_at_any_step_leaks_nothing_at_its_peer(row: &'static Row) {
     let ends = Ends::new(row).await;
     for polls in steps() {
         let stop = ends.environment.stop_next(polls);
@@ -333,7 +333,7 @@ async fn a_connector_that_stops_at_any_step_costs_its_peer_nothing(row: &'static
     panic!("an attempt takes more than {POLLS_MAX} polls");
 }
 
-async fn an_acceptor_that_stops_at_any_step_costs_its_peer_nothing(row: &'static Row) {
+async fn an_acceptor_stopped_at_any_step_leaks_nothing_at_its_peer(row: &'static Row) {
     let ends = Ends::new(row).await;
     for polls in steps() {
         let stop = ends.environment.stop_next(polls);
@@ -358,7 +358,7 @@ async fn an_acceptor_that_stops_at_any_step_costs_its_peer_nothing(row: &'static
     panic!("an attempt takes more than {POLLS_MAX} polls");
 }
 
-async fn endpoints_leave_no_task_in_an_environment_that_lives_on(row: &'static Row) {
+async fn endpoints_leave_no_task_in_a_shared_environment(row: &'static Row) {
     let environment = Watched::start().unwrap();
     for round in 0..3 {
         let [near, far] = [(); 2].map(|()| acked(row.builder(), &environment).build().unwrap());

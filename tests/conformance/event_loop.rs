@@ -27,9 +27,9 @@ cases! {
         one_thread_with_one_descriptor_serves_both_ends,
         many_operations_are_under_way_at_once,
         an_idle_loop_takes_no_processor_time,
-        what_is_cancelled_loses_nothing,
-        a_loop_learns_how_its_connection_ends,
-        a_fork_takes_no_wake_up_of_its_parent;
+        cancelled_calls_lose_nothing,
+        the_end_of_a_connection_wakes_the_loop,
+        a_forked_child_takes_no_wakeup_of_its_parent;
     ONE_SIDED:
         gets_and_puts_end_in_the_loop;
     CROSS_PROCESS:
@@ -299,7 +299,7 @@ async fn an_idle_loop_takes_no_processor_time(row: &'static Row) {
     .await;
 }
 
-async fn what_is_cancelled_loses_nothing(row: &'static Row) {
+async fn cancelled_calls_lose_nothing(row: &'static Row) {
     looping(move |events| {
         let (a, b) = events.pair(row);
         // The first to wait moves the link for the others, until it is cancelled.
@@ -346,7 +346,7 @@ async fn what_is_cancelled_loses_nothing(row: &'static Row) {
     .await;
 }
 
-async fn a_loop_learns_how_its_connection_ends(row: &'static Row) {
+async fn the_end_of_a_connection_wakes_the_loop(row: &'static Row) {
     looping(move |events| {
         for (aborts, kind) in [(false, ErrorKind::Closed), (true, ErrorKind::PeerLost)] {
             let (a, b) = events.pair(row);
@@ -427,7 +427,7 @@ async fn a_killed_peer_wakes_the_loop(row: &'static Row) {
     .await;
 }
 
-async fn a_fork_takes_no_wake_up_of_its_parent(row: &'static Row) {
+async fn a_forked_child_takes_no_wakeup_of_its_parent(row: &'static Row) {
     looping(move |events| {
         let (a, b) = events.pair(row);
         let (wakeups, taking) = (events.wakeups.clone(), events.recv(&b));

@@ -23,20 +23,20 @@ use crate::usage;
 cases! {
     CROSS_PROCESS - CROSS_HOST:
         large_frames_are_copied_once_into_named_memory,
-        each_frame_lands_where_it_is_told_and_what_is_discarded_nowhere,
-        a_message_is_whole_though_nobody_waits_for_it,
-        where_the_kernel_refuses_there_are_two_copies_and_a_reason,
+        each_frame_reaches_its_destination_and_discarded_ones_are_not_read,
+        a_message_completes_after_its_accept_is_dropped,
+        two_copies_and_a_reason_where_the_kernel_refuses,
         #[core] a_sender_killed_at_any_step_leaves_whole_messages_or_an_error,
-        #[core] memory_that_goes_back_in_the_middle_is_never_delivered,
-        a_stopped_sender_holds_up_nobody_who_reads_its_memory,
-        addresses_that_lie_cost_a_copy_or_the_connection,
-        what_is_slow_here_is_not_done_unless_asked_for;
+        #[core] memory_returned_during_a_read_is_never_delivered,
+        a_stopped_sender_delays_no_read_of_its_memory,
+        invalid_addresses_cost_a_copy_or_the_connection,
+        slow_reads_are_not_used_by_default;
     CROSS_PROCESS - CROSS_HOST, userfaultfd:
-        a_canary_that_faults_for_ever_holds_up_no_opening_but_its_own,
-        frames_that_fault_for_ever_fail_alone,
-        an_end_does_not_wait_for_memory_that_faults_for_ever;
+        a_canary_that_faults_forever_delays_no_other_attach,
+        frames_that_fault_forever_fail_alone,
+        abort_does_not_wait_for_memory_that_faults_forever;
     CROSS_PROCESS - CROSS_HOST, netns:
-        a_process_that_cannot_be_seen_has_its_frames_travel;
+        frames_of_an_invisible_process_use_the_ring;
 }
 
 /// From here on frames are read where they lie.
@@ -108,7 +108,7 @@ async fn large_frames_are_copied_once_into_named_memory(row: &'static Row) {
     }
 }
 
-async fn what_is_slow_here_is_not_done_unless_asked_for(row: &'static Row) {
+async fn slow_reads_are_not_used_by_default(row: &'static Row) {
     let pair = row.pair_with(|builder| builder.backends(backend::all())).await;
     let said = note(&pair.b).await;
     assert!(said.contains(SEEN) != said.contains("times as long as memcpy on this machine"), "{said}");
@@ -123,7 +123,7 @@ async fn what_is_slow_here_is_not_done_unless_asked_for(row: &'static Row) {
     assert_eq!(copied < WORDS, said.contains(SEEN), "the sender copied {copied} bytes: {said}");
 }
 
-async fn each_frame_lands_where_it_is_told_and_what_is_discarded_nowhere(row: &'static Row) {
+async fn each_frame_reaches_its_destination_and_discarded_ones_are_not_read(row: &'static Row) {
     const LENS: [usize; 7] = [PART + 1, 0, 1, 3 * PART, 7, PART, 2_000_000];
     const DISCARDED: [usize; 2] = [3, 4];
     let pair = row.pair().await;
@@ -164,7 +164,7 @@ async fn each_frame_lands_where_it_is_told_and_what_is_discarded_nowhere(row: &'
 }
 
 /// The receiver's future is dropped as soon as it has said where the frames shall land: the driver reads them.
-async fn a_message_is_whole_though_nobody_waits_for_it(row: &'static Row) {
+async fn a_message_completes_after_its_accept_is_dropped(row: &'static Row) {
     const LEN: usize = 80 << 20;
     let pair = row.pair().await;
     for number in 0..2 {
@@ -190,7 +190,7 @@ fn give_up_power() {
     set_capabilities(None, sets).unwrap();
 }
 
-async fn where_the_kernel_refuses_there_are_two_copies_and_a_reason(row: &'static Row) {
+async fn two_copies_and_a_reason_where_the_kernel_refuses(row: &'static Row) {
     const LEN: usize = 3 << 20;
     let (_peer, address) = Peer::listening("land-secretly", row, Home::Here, row.address).await;
     let near = std::thread::scope(|scope| {
@@ -259,7 +259,7 @@ async fn a_sender_killed_at_any_step_leaves_whole_messages_or_an_error(row: &'st
 }
 
 /// Whoever sends ends its link at any step, and writes over what comes back at once.
-async fn memory_that_goes_back_in_the_middle_is_never_delivered(row: &'static Row) {
+async fn memory_returned_during_a_read_is_never_delivered(row: &'static Row) {
     const LEN: usize = 24 << 20;
     let (mut whole, mut lost) = (0, 0);
     for seed in seeds(0..40) {
@@ -305,7 +305,7 @@ async fn memory_that_goes_back_in_the_middle_is_never_delivered(row: &'static Ro
     assert!(lost > 0, "none was cut in the middle");
 }
 
-async fn a_stopped_sender_holds_up_nobody_who_reads_its_memory(row: &'static Row) {
+async fn a_stopped_sender_delays_no_read_of_its_memory(row: &'static Row) {
     const LEN: usize = 8 << 20;
     let (peer, address) = Peer::listening("land", row, Home::Here, row.address).await;
     let connection = row.endpoint().connect(&address).await.unwrap();
@@ -338,7 +338,7 @@ fn fetchable(number: u64, len: u64, address: u64) -> Vec<u8> {
 }
 
 /// The peer by hand lives in this process, so that its memory can be read, or could be.
-async fn addresses_that_lie_cost_a_copy_or_the_connection(row: &'static Row) {
+async fn invalid_addresses_cost_a_copy_or_the_connection(row: &'static Row) {
     const LEN: usize = PART + 5;
     let (endpoint, listener) = listening(row).await;
     let pair = friend(&row.endpoint(), &listener).await;
@@ -429,7 +429,7 @@ async fn addresses_that_lie_cost_a_copy_or_the_connection(row: &'static Row) {
 }
 
 /// A process in a namespace of its own does not see this one, which sees it.
-async fn a_process_that_cannot_be_seen_has_its_frames_travel(row: &'static Row) {
+async fn frames_of_an_invisible_process_use_the_ring(row: &'static Row) {
     const LEN: usize = 1 << 20;
     let (mut peer, address) = Peer::listening("land", row, Home::Processes, row.address).await;
     let connection = row.endpoint().connect(&address).await.unwrap();
@@ -450,7 +450,7 @@ const READERS_MAX: usize = 8;
 const READ_TIME: Duration = Duration::from_secs(8);
 const CANARY: &[u8; 16] = b"sixteen of bytes";
 
-async fn a_canary_that_faults_for_ever_holds_up_no_opening_but_its_own(row: &'static Row) {
+async fn a_canary_that_faults_forever_delays_no_other_attach(row: &'static Row) {
     let (endpoint, listener) = listening(row).await;
     let near = row.endpoint();
     let pair = friend(&near, &listener).await;
@@ -509,7 +509,7 @@ fn destination() -> Vec<Destination> {
     vec![Destination::Buffer(BufferMut::with_capacity(PART))]
 }
 
-async fn frames_that_fault_for_ever_fail_alone(row: &'static Row) {
+async fn frames_that_fault_forever_fail_alone(row: &'static Row) {
     let (endpoint, listener) = listening(row).await;
     let pair = friend(&row.endpoint(), &listener).await;
     let (faulting, canary) = (Faulting::new(PART).unwrap(), Box::new(*CANARY));
@@ -555,7 +555,7 @@ async fn frames_that_fault_for_ever_fail_alone(row: &'static Row) {
     assert_talk(&pair, 2).await;
 }
 
-async fn an_end_does_not_wait_for_memory_that_faults_for_ever(row: &'static Row) {
+async fn abort_does_not_wait_for_memory_that_faults_forever(row: &'static Row) {
     let (endpoint, listener) = listening(row).await;
     let pair = friend(&row.endpoint(), &listener).await;
     let (faulting, canary) = (Faulting::new(PART).unwrap(), Box::new(*CANARY));

@@ -25,16 +25,16 @@ use crate::suite::cases;
 
 cases! {
     CROSS_PROCESS:
-        #[core] five_thousand_silent_sockets_keep_nobody_out,
-        a_stream_of_silent_connections_keeps_nobody_out,
-        #[core] peers_that_stop_in_the_middle_keep_nobody_out,
-        #[core] wrong_tokens_keep_nobody_out_and_are_slowed_down,
-        a_lack_of_descriptors_keeps_nobody_out;
+        #[core] five_thousand_silent_sockets_block_no_peer,
+        a_stream_of_silent_connections_blocks_no_peer,
+        #[core] peers_that_stop_during_the_handshake_block_no_peer,
+        #[core] wrong_tokens_block_no_peer_and_are_delayed,
+        a_lack_of_descriptors_blocks_no_peer;
     CROSS_HOST:
-        streams_that_never_join_keep_nobody_out,
-        #[core] records_that_never_end_are_bounded_together;
+        streams_that_never_join_block_no_peer,
+        #[core] unfinished_records_share_one_budget;
     CROSS_PROCESS - CROSS_HOST:
-        #[core] a_flood_where_peers_of_a_host_meet_keeps_nobody_out;
+        #[core] a_flood_of_the_local_socket_blocks_no_peer;
 }
 
 /// How long a good peer may take to connect, with a message there and back.
@@ -119,7 +119,7 @@ fn speaker(address: &Address, words: &[u8]) -> Option<TcpStream> {
     Some(socket)
 }
 
-async fn five_thousand_silent_sockets_keep_nobody_out(row: &'static Row) {
+async fn five_thousand_silent_sockets_block_no_peer(row: &'static Row) {
     let maximum = getrlimit(Resource::Nofile).maximum;
     setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum }).unwrap();
     let most = maximum.map_or(usize::MAX, |maximum| maximum as usize);
@@ -142,7 +142,7 @@ async fn five_thousand_silent_sockets_keep_nobody_out(row: &'static Row) {
     assert_open(&near, &listener, &address).await;
 }
 
-async fn a_stream_of_silent_connections_keeps_nobody_out(row: &'static Row) {
+async fn a_stream_of_silent_connections_blocks_no_peer(row: &'static Row) {
     // As 30 a second do where there are as many places as anybody has seconds.
     let (near, far) = (row.endpoint(), row.builder().unauthenticated_max(16).build().unwrap());
     let listener = far.listen(&row.address()).await.unwrap();
@@ -153,7 +153,7 @@ async fn a_stream_of_silent_connections_keeps_nobody_out(row: &'static Row) {
     assert_open(&near, &listener, &address).await;
 }
 
-async fn peers_that_stop_in_the_middle_keep_nobody_out(row: &'static Row) {
+async fn peers_that_stop_during_the_handshake_block_no_peer(row: &'static Row) {
     let (near, far) = (row.endpoint(), row.endpoint());
     let listener = far.listen(&row.address()).await.unwrap();
     let address = listener.address().clone();
@@ -167,7 +167,7 @@ async fn peers_that_stop_in_the_middle_keep_nobody_out(row: &'static Row) {
     assert_open(&near, &listener, &address).await;
 }
 
-async fn wrong_tokens_keep_nobody_out_and_are_slowed_down(row: &'static Row) {
+async fn wrong_tokens_block_no_peer_and_are_delayed(row: &'static Row) {
     let with = |secret: &str| row.builder().token(Token::from_bytes(secret).unwrap()).build().unwrap();
     let (near, far, wrong) = (with("secret"), with("secret"), with("guess"));
     let listener = far.listen(&row.address()).await.unwrap();
@@ -198,7 +198,7 @@ async fn wrong_tokens_keep_nobody_out_and_are_slowed_down(row: &'static Row) {
     assert_open(&near, &listener, &address).await;
 }
 
-async fn streams_that_never_join_keep_nobody_out(row: &'static Row) {
+async fn streams_that_never_join_block_no_peer(row: &'static Row) {
     const HALF_OPEN: usize = 200;
     let (near, far) = (row.endpoint(), row.endpoint());
     let listener = far.listen(&row.address()).await.unwrap();
@@ -222,7 +222,7 @@ async fn streams_that_never_join_keep_nobody_out(row: &'static Row) {
     drop(peers);
 }
 
-async fn records_that_never_end_are_bounded_together(row: &'static Row) {
+async fn unfinished_records_share_one_budget(row: &'static Row) {
     // An eighth of this is for records whose rest has not come.
     const MEMORY: u64 = 2 << 30;
     const BUDGET: u64 = MEMORY / 8;
@@ -256,7 +256,7 @@ async fn records_that_never_end_are_bounded_together(row: &'static Row) {
     assert_message(&taken.unwrap(), 1, &[100; 20_000]);
 }
 
-async fn a_flood_where_peers_of_a_host_meet_keeps_nobody_out(row: &'static Row) {
+async fn a_flood_of_the_local_socket_blocks_no_peer(row: &'static Row) {
     let (near, far) = (row.endpoint(), row.endpoint());
     let listener = far.listen(&"towline://127.0.0.1:0".parse().unwrap()).await.unwrap();
     let guide = Visitor::new(&far, &listener, 1).await;
@@ -279,7 +279,7 @@ async fn a_flood_where_peers_of_a_host_meet_keeps_nobody_out(row: &'static Row) 
     eventually("as many descriptors as before", || usage::descriptors() <= before).await;
 }
 
-async fn a_lack_of_descriptors_keeps_nobody_out(row: &'static Row) {
+async fn a_lack_of_descriptors_blocks_no_peer(row: &'static Row) {
     let (near, far) = (row.endpoint(), row.endpoint());
     let listener = far.listen(&row.address()).await.unwrap();
     // What is opened once for all is open.

@@ -19,9 +19,9 @@ cases! {
         a_sender_without_credit_still_receives;
     ANY:
         a_slow_receiver_gets_everything,
-        long_headers_wait_for_their_turn,
-        #[core] nobody_waits_for_a_timer,
-        #[core] who_waits_is_served_at_once,
+        long_headers_wait_for_credit,
+        #[core] no_exchange_waits_for_a_timer,
+        #[core] a_waiting_call_takes_over_at_once,
         #[core] a_small_message_is_not_delayed_by_large_ones_the_other_way,
         a_receiver_that_computes_is_not_lost;
     ONE_SIDED:
@@ -122,7 +122,7 @@ async fn a_slow_receiver_gets_everything(row: &'static Row) {
     in_time("the sender", sending).await.unwrap();
 }
 
-async fn long_headers_wait_for_their_turn(row: &'static Row) {
+async fn long_headers_wait_for_credit(row: &'static Row) {
     const COUNT: usize = 100;
     let pair = row.pair().await;
     let header = bytes(1, HEADER_LEN_MAX);
@@ -148,7 +148,7 @@ async fn long_headers_wait_for_their_turn(row: &'static Row) {
 }
 
 /// Every kind of exchange ends by itself: what waits for a heartbeat, or for somebody's next look, is found out here.
-async fn nobody_waits_for_a_timer(row: &'static Row) {
+async fn no_exchange_waits_for_a_timer(row: &'static Row) {
     const TURNS: usize = 50;
     let pair = row.pair_with(|builder| builder.heartbeat(Duration::from_secs(60))).await;
     let region = pair.b.expose(bytes(1, 100_000).into(), Duration::from_secs(60)).ok();
@@ -202,7 +202,7 @@ async fn nobody_waits_for_a_timer(row: &'static Row) {
 }
 
 /// Whoever leaves a link to others that wait on it hands it over: nothing waits for a look of the driver's.
-async fn who_waits_is_served_at_once(row: &'static Row) {
+async fn a_waiting_call_takes_over_at_once(row: &'static Row) {
     const TURNS: u32 = 20;
     let pair = row.pair().await;
     let talk = async || {

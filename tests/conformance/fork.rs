@@ -21,12 +21,12 @@ use crate::suite::cases;
 
 cases! {
     ONE_SIDED:
-        what_a_fork_drops_disturbs_nobody,
-        what_a_fork_inherited_says_so,
-        a_call_under_way_at_the_fork_ends_there_and_goes_on_here,
-        a_fork_has_endpoints_of_its_own,
-        a_close_is_seen_though_a_fork_lives,
-        #[core] forks_of_a_busy_process_end_and_disturb_nobody;
+        drops_in_a_forked_child_disturb_no_peer,
+        inherited_handles_fail_with_a_reason,
+        calls_in_progress_at_a_fork_fail_in_the_child_only,
+        a_forked_child_can_build_endpoints,
+        a_close_is_seen_while_a_forked_child_lives,
+        #[core] forks_of_a_busy_process_end_and_disturb_no_peer;
 }
 
 const LENS: Range<usize> = 0..6;
@@ -71,7 +71,7 @@ fn returned<T: Debug, M>(result: Result<T, Failed<M>>) -> M {
     failed.returned
 }
 
-async fn what_a_fork_drops_disturbs_nobody(row: &'static Row) {
+async fn drops_in_a_forked_child_disturb_no_peer(row: &'static Row) {
     let pair = row.pair().await;
     let Pair { a, b, .. } = &pair;
     converse(a, b, 0).await;
@@ -112,7 +112,7 @@ async fn what_a_fork_drops_disturbs_nobody(row: &'static Row) {
     in_time("the end", far.close()).await;
 }
 
-async fn what_a_fork_inherited_says_so(row: &'static Row) {
+async fn inherited_handles_fail_with_a_reason(row: &'static Row) {
     let pair = row.pair().await;
     let Pair { a, b, near, far, listener } = &pair;
     let receipt = a.send(message(0, &[10])).await.unwrap();
@@ -161,7 +161,7 @@ async fn what_a_fork_inherited_says_so(row: &'static Row) {
     assert_closes(&pair.b, &pair.a).await;
 }
 
-async fn a_call_under_way_at_the_fork_ends_there_and_goes_on_here(row: &'static Row) {
+async fn calls_in_progress_at_a_fork_fail_in_the_child_only(row: &'static Row) {
     let pair = row.pair().await;
     let Pair { a, b, near, listener, .. } = &pair;
     let mut recv = Box::pin(b.recv());
@@ -220,7 +220,7 @@ fn talk_to_oneself(row: &Row, at: &Address, from: usize) {
     });
 }
 
-async fn a_fork_has_endpoints_of_its_own(row: &'static Row) {
+async fn a_forked_child_can_build_endpoints(row: &'static Row) {
     let pair = row.pair().await;
     let Pair { a, b, near, listener, .. } = &pair;
     // The thread that forks has waited before: its runtime is inherited too.
@@ -263,7 +263,7 @@ async fn a_fork_has_endpoints_of_its_own(row: &'static Row) {
     converse(a, b, 100).await;
 }
 
-async fn a_close_is_seen_though_a_fork_lives(row: &'static Row) {
+async fn a_close_is_seen_while_a_forked_child_lives(row: &'static Row) {
     let pair = row.pair().await;
     let child = without_tokio(|| Forked::new(|| thread::sleep(LIFETIME))).await;
     converse(&pair.a, &pair.b, 0).await;
@@ -287,7 +287,7 @@ fn misbehave(row: &Row, choice: usize, a: Connection, b: Connection, near: &Endp
     }
 }
 
-async fn forks_of_a_busy_process_end_and_disturb_nobody(row: &'static Row) {
+async fn forks_of_a_busy_process_end_and_disturb_no_peer(row: &'static Row) {
     let seed = seeds(1..2).start;
     println!("seed {seed}");
     let pair = row.pair().await;

@@ -19,15 +19,15 @@ use crate::usage;
 
 cases! {
     LENDS:
-        what_is_sent_on_is_copied_nowhere,
-        what_was_sent_on_outlives_who_died_in_the_middle,
-        what_was_sent_on_outlives_who_left_in_good_order,
-        what_a_killed_third_held_comes_back,
+        forwarded_frames_are_not_copied,
+        forwarded_frames_outlive_killed_forwarders,
+        forwarded_frames_outlive_a_forwarder_that_closed,
+        leases_of_a_killed_final_receiver_return,
         a_long_chain_copies_at_its_end,
-        who_is_not_trusted_gets_bytes,
-        what_goes_back_to_its_owner_leaks_nothing,
-        what_goes_to_and_fro_ends_with_its_holders,
-        a_forked_child_sends_copies_of_what_it_inherited;
+        an_untrusted_receiver_gets_a_copy,
+        frames_sent_back_to_their_owner_leak_nothing,
+        frames_sent_back_and_forth_end_with_their_holders,
+        a_forked_child_sends_copies_of_inherited_frames;
 }
 
 const MIB: usize = 1 << 20;
@@ -243,7 +243,7 @@ impl Chain {
     }
 }
 
-async fn what_is_sent_on_is_copied_nowhere(row: &'static Row) {
+async fn forwarded_frames_are_not_copied(row: &'static Row) {
     for middle in [1, 2] {
         let chain = Chain::of(row, middle).await;
         let before = chain.connection.stats().bytes_copied;
@@ -276,7 +276,7 @@ async fn what_is_sent_on_is_copied_nowhere(row: &'static Row) {
     }
 }
 
-async fn what_was_sent_on_outlives_who_died_in_the_middle(row: &'static Row) {
+async fn forwarded_frames_outlive_killed_forwarders(row: &'static Row) {
     // Who dies, one after another, counted from the end.
     for (middle, deaths) in [(1, &[0][..]), (2, &[0]), (2, &[1]), (2, &[1, 0]), (2, &[0, 0])] {
         let mut chain = Chain::of(row, middle).await;
@@ -290,7 +290,7 @@ async fn what_was_sent_on_outlives_who_died_in_the_middle(row: &'static Row) {
     }
 }
 
-async fn what_was_sent_on_outlives_who_left_in_good_order(row: &'static Row) {
+async fn forwarded_frames_outlive_a_forwarder_that_closed(row: &'static Row) {
     let chain = Chain::of(row, 1).await;
     chain.fill(10).await;
     assert_eq!(ask(&chain.middle[0].1, CLOSE).await, "closed");
@@ -301,7 +301,7 @@ async fn what_was_sent_on_outlives_who_left_in_good_order(row: &'static Row) {
     chain.assert_comes_back().await;
 }
 
-async fn what_a_killed_third_held_comes_back(row: &'static Row) {
+async fn leases_of_a_killed_final_receiver_return(row: &'static Row) {
     let mut chain = Chain::of(row, 2).await;
     chain.fill(10).await;
     chain.holder.signal(Signal::STOP);
@@ -328,7 +328,7 @@ async fn a_long_chain_copies_at_its_end(row: &'static Row) {
     chain.assert_comes_back().await;
 }
 
-async fn who_is_not_trusted_gets_bytes(row: &'static Row) {
+async fn an_untrusted_receiver_gets_a_copy(row: &'static Row) {
     let chain = Chain::ending(row, 1, "hold-without-trust").await;
     let message = told(1, &[0], vec![frame(&chain.arena, 1, 8 * MIB)]);
     chain.send(message, 1).await;
@@ -337,7 +337,7 @@ async fn who_is_not_trusted_gets_bytes(row: &'static Row) {
     chain.assert_comes_back().await;
 }
 
-async fn what_goes_back_to_its_owner_leaks_nothing(row: &'static Row) {
+async fn frames_sent_back_to_their_owner_leak_nothing(row: &'static Row) {
     let chain = Chain::of(row, 0).await;
     let mut before = None;
     for round in 0..600 {
@@ -362,7 +362,7 @@ async fn what_goes_back_to_its_owner_leaks_nothing(row: &'static Row) {
     assert!(now <= far + 5, "{now} descriptors there, and {far} before");
 }
 
-async fn what_goes_to_and_fro_ends_with_its_holders(row: &'static Row) {
+async fn frames_sent_back_and_forth_end_with_their_holders(row: &'static Row) {
     let mut chain = Chain::of(row, 0).await;
     let mut held = vec![frame(&chain.arena, 3, MIB)];
     let mut places = Vec::new();
@@ -393,7 +393,7 @@ async fn what_goes_to_and_fro_ends_with_its_holders(row: &'static Row) {
     drop(chain.endpoint);
 }
 
-async fn a_forked_child_sends_copies_of_what_it_inherited(row: &'static Row) {
+async fn a_forked_child_sends_copies_of_inherited_frames(row: &'static Row) {
     let pair = row.pair().await;
     let arena = Arena::new(64 * MIB).unwrap();
     let own = frame(&arena, 3, MIB);

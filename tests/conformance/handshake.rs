@@ -14,21 +14,21 @@ use crate::suite::cases;
 
 cases! {
     ANY:
-        the_same_token_lets_in,
+        the_same_token_connects,
         another_token_is_unauthenticated,
         a_token_at_one_end_is_unauthenticated,
-        a_renewed_token_is_asked_of_whom_comes_next,
+        a_renewed_token_applies_to_later_peers,
         an_unknown_option_is_invalid,
-        a_planned_scheme_says_what_to_use_instead,
-        a_place_to_listen_is_taken_once,
-        a_place_to_listen_is_taken_by_one_of_two;
+        a_planned_scheme_names_an_alternative,
+        an_address_has_one_listener,
+        two_concurrent_listens_bind_an_address_once;
     CROSS_HOST:
-        unauthenticated_peers_are_not_invited_by_accident,
-        a_browser_is_told_where_it_is,
+        listening_on_all_interfaces_needs_authentication,
+        an_http_request_gets_a_400,
         random_bytes_are_refused,
-        a_peer_of_another_version_is_told_which_are_spoken,
+        a_peer_of_another_version_gets_the_supported_range,
         half_a_handshake_is_dropped_in_time,
-        silent_unauthenticated_peers_do_not_keep_a_friend_out;
+        silent_unauthenticated_peers_block_no_peer;
 }
 
 const HANDSHAKE_TIME: Duration = Duration::from_millis(800);
@@ -54,7 +54,7 @@ async fn assert_open(near: &Endpoint, listener: &Listener) {
     assert_message(&taken.unwrap(), 1, &[100]);
 }
 
-async fn a_renewed_token_is_asked_of_whom_comes_next(row: &'static Row) {
+async fn a_renewed_token_applies_to_later_peers(row: &'static Row) {
     let far = with_token(row, Some("secret"));
     let listener = far.listen(&row.address()).await.unwrap();
     let near = with_token(row, Some("secret"));
@@ -74,7 +74,7 @@ async fn a_renewed_token_is_asked_of_whom_comes_next(row: &'static Row) {
     assert_eq!(error.kind(), ErrorKind::Invalid, "whoever listens without one says so at the start: {error}");
 }
 
-async fn the_same_token_lets_in(row: &'static Row) {
+async fn the_same_token_connects(row: &'static Row) {
     let (near, far) = (with_token(row, Some("secret")), with_token(row, Some("secret")));
     assert_open(&near, &far.listen(&row.address()).await.unwrap()).await;
 }
@@ -112,7 +112,7 @@ async fn an_unknown_option_is_invalid(row: &'static Row) {
     }
 }
 
-async fn a_planned_scheme_says_what_to_use_instead(row: &'static Row) {
+async fn a_planned_scheme_names_an_alternative(row: &'static Row) {
     let endpoint = row.endpoint();
     for planned in towline::backend::PLANNED {
         let address: Address = format!("{planned}://127.0.0.1:7000").parse().unwrap();
@@ -125,7 +125,7 @@ async fn a_planned_scheme_says_what_to_use_instead(row: &'static Row) {
     }
 }
 
-async fn a_place_to_listen_is_taken_once(row: &'static Row) {
+async fn an_address_has_one_listener(row: &'static Row) {
     let pair = row.pair().await;
     let address = pair.listener.address().clone();
     for endpoint in [&pair.near, &pair.far] {
@@ -148,7 +148,7 @@ async fn a_place_to_listen_is_taken_once(row: &'static Row) {
     assert_open(&pair.far, &listener).await;
 }
 
-async fn a_place_to_listen_is_taken_by_one_of_two(row: &'static Row) {
+async fn two_concurrent_listens_bind_an_address_once(row: &'static Row) {
     let (near, far) = (row.endpoint(), row.endpoint());
     for turn in 0..100 {
         let address = match row.address().name() {
@@ -175,7 +175,7 @@ async fn a_place_to_listen_is_taken_by_one_of_two(row: &'static Row) {
     }
 }
 
-async fn unauthenticated_peers_are_not_invited_by_accident(row: &'static Row) {
+async fn listening_on_all_interfaces_needs_authentication(row: &'static Row) {
     let scheme = row.address().scheme();
     let open: [Address; 3] =
         ["*", "0.0.0.0", "[::]"].map(|host| format!("{scheme}://{host}:0").parse().unwrap());
@@ -229,7 +229,7 @@ fn holds(heard: &[u8], words: &str) -> bool {
     String::from_utf8_lossy(heard).contains(words)
 }
 
-async fn a_browser_is_told_where_it_is(row: &'static Row) {
+async fn an_http_request_gets_a_400(row: &'static Row) {
     let (_far, listener) = impatient(row, 8).await;
     let request = b"GET / HTTP/1.1\r\nHost: example.org\r\nAccept: */*\r\n\r\n";
     let heard = answer_to(&listener, request).await;
@@ -266,7 +266,7 @@ async fn random_bytes_are_refused(row: &'static Row) {
     assert_open(&row.endpoint(), &listener).await;
 }
 
-async fn a_peer_of_another_version_is_told_which_are_spoken(row: &'static Row) {
+async fn a_peer_of_another_version_gets_the_supported_range(row: &'static Row) {
     let (_far, listener) = impatient(row, 8).await;
     for version in [0_u16, 900] {
         let mut body = [version.to_le_bytes(), version.to_le_bytes()].concat();
@@ -297,7 +297,7 @@ async fn half_a_handshake_is_dropped_in_time(row: &'static Row) {
     assert_open(&row.endpoint(), &listener).await;
 }
 
-async fn silent_unauthenticated_peers_do_not_keep_a_friend_out(row: &'static Row) {
+async fn silent_unauthenticated_peers_block_no_peer(row: &'static Row) {
     const UNAUTHENTICATED: usize = 4;
     let (_far, listener) = impatient(row, UNAUTHENTICATED).await;
     let address = listener.address();

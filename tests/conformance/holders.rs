@@ -15,7 +15,7 @@ use crate::usage;
 
 cases! {
     LENDS:
-        #[core] whoever_is_killed_amid_lent_frames_costs_nothing;
+        #[core] peers_killed_while_lending_leak_nothing;
 }
 
 const DEATHS: usize = 120;
@@ -73,7 +73,7 @@ pub(crate) async fn lend(endpoint: &Endpoint, address: &Address) {
     tokio::join!(pour(&connection, &arena, seed), hold(&connection, seed));
 }
 
-async fn whoever_is_killed_amid_lent_frames_costs_nothing(row: &'static Row) {
+async fn peers_killed_while_lending_leak_nothing(row: &'static Row) {
     let endpoint = row.endpoint();
     let listener = endpoint.listen(&row.address()).await.unwrap();
     let arena = Arena::new(ARENA_LEN).unwrap();

@@ -20,7 +20,7 @@ use crate::usage;
 
 cases! {
     CROSS_HOST:
-        a_lie_costs_its_own_connection_at_most;
+        a_protocol_violation_ends_its_own_connection_only;
 }
 
 /// How long our end may take to see through a lie.
@@ -402,7 +402,7 @@ impl Scene {
     }
 }
 
-async fn a_lie_costs_its_own_connection_at_most(row: &'static Row) {
+async fn a_protocol_violation_ends_its_own_connection_only(row: &'static Row) {
     // With the heartbeat of everyday use: a lie counts, and not how slowly it comes.
     let endpoint = row.endpoint();
     let listener = endpoint.listen(&row.address()).await.unwrap();

@@ -14,9 +14,9 @@ use crate::suite::cases;
 
 cases! {
     CROSS_HOST:
-        a_bit_flipped_on_the_way_is_corrupt_and_costs_one_connection,
-        a_bit_flipped_in_a_put_never_reaches_the_region,
-        integrity_is_in_force_where_the_connecting_address_asks,
+        a_flipped_bit_is_corrupt_and_ends_one_connection,
+        a_flipped_bit_in_a_put_never_reaches_the_region,
+        the_connecting_address_enables_integrity,
         an_unknown_integrity_is_invalid;
 }
 
@@ -63,7 +63,7 @@ async fn damaged(near: &Endpoint, listener: &Listener) -> (Connection, Connectio
     (a.unwrap(), b.unwrap(), proxy)
 }
 
-async fn a_bit_flipped_in_a_put_never_reaches_the_region(row: &'static Row) {
+async fn a_flipped_bit_in_a_put_never_reaches_the_region(row: &'static Row) {
     let (near, far) = (row.endpoint(), row.endpoint());
     let listener = far.listen(&row.address()).await.unwrap();
     let (a, b, proxy) = damaged(&near, &listener).await;
@@ -82,7 +82,7 @@ async fn a_bit_flipped_in_a_put_never_reaches_the_region(row: &'static Row) {
     in_time("the proxy's end", proxy).await.unwrap();
 }
 
-async fn a_bit_flipped_on_the_way_is_corrupt_and_costs_one_connection(row: &'static Row) {
+async fn a_flipped_bit_is_corrupt_and_ends_one_connection(row: &'static Row) {
     let (near, far) = (row.endpoint(), row.endpoint());
     let listener = far.listen(&row.address()).await.unwrap();
     let (friend, owner) = in_time("a friend", meet(&near, &listener)).await;
@@ -123,7 +123,7 @@ fn number_of_the_newest(endpoint: &Endpoint) -> u64 {
     numbers.max().unwrap()
 }
 
-async fn integrity_is_in_force_where_the_connecting_address_asks(row: &'static Row) {
+async fn the_connecting_address_enables_integrity(row: &'static Row) {
     let (near, far) = (row.endpoint(), row.endpoint());
     let listener = far.listen(&row.address()).await.unwrap();
     let (host, port) = (listener.address().host(), listener.address().port());

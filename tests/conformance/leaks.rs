@@ -12,10 +12,10 @@ use crate::usage;
 
 cases! {
     ANY:
-        #[core] a_thousand_connections_leave_nothing_behind,
-        failed_connects_leave_nothing_behind,
-        #[core] connects_with_too_little_time_leave_nothing_behind,
-        #[core] endpoints_leave_nothing_behind,
+        #[core] a_thousand_connections_leak_nothing,
+        failed_connects_leak_nothing,
+        #[core] connects_that_time_out_leak_nothing,
+        #[core] endpoints_leak_nothing,
         a_long_connection_does_not_grow;
 }
 
@@ -65,7 +65,7 @@ async fn talk(a: &Connection, b: &Connection, turn: usize) {
     assert_message(&taken.unwrap(), turn, &lengths);
 }
 
-async fn a_thousand_connections_leave_nothing_behind(row: &'static Row) {
+async fn a_thousand_connections_leak_nothing(row: &'static Row) {
     // A bounce arena stays as long as its endpoint, and has descriptors.
     let endpoint = || row.builder().bounce_arena(0).build().unwrap();
     let (near, far) = (endpoint(), endpoint());
@@ -95,7 +95,7 @@ async fn a_thousand_connections_leave_nothing_behind(row: &'static Row) {
     before.assert_no_more().await;
 }
 
-async fn failed_connects_leave_nothing_behind(row: &'static Row) {
+async fn failed_connects_leak_nothing(row: &'static Row) {
     let (near, far) = (row.endpoint(), row.endpoint());
     let listener = far.listen(&row.address()).await.unwrap();
     let address = listener.address().clone();
@@ -111,7 +111,7 @@ async fn failed_connects_leave_nothing_behind(row: &'static Row) {
     before.assert_no_more().await;
 }
 
-async fn connects_with_too_little_time_leave_nothing_behind(row: &'static Row) {
+async fn connects_that_time_out_leak_nothing(row: &'static Row) {
     let endpoint = || row.builder().bounce_arena(0).build().unwrap();
     let (near, far) = (endpoint(), endpoint());
     let listener = far.listen(&row.address()).await.unwrap();
@@ -141,7 +141,7 @@ async fn connects_with_too_little_time_leave_nothing_behind(row: &'static Row) {
     before.assert_no_more().await;
 }
 
-async fn endpoints_leave_nothing_behind(row: &'static Row) {
+async fn endpoints_leak_nothing(row: &'static Row) {
     let round = async |turn| {
         let (near, far) = (row.endpoint(), row.endpoint());
         let listener = far.listen(&row.address()).await.unwrap();

@@ -18,9 +18,9 @@ use crate::usage;
 
 cases! {
     LENDS:
-        a_lie_about_what_it_lends_costs_its_own_connection,
-        a_lie_about_what_it_was_lent_costs_its_own_connection,
-        who_was_not_trusted_lends_nothing;
+        an_invalid_lease_ends_its_own_connection_only,
+        an_invalid_lease_return_ends_its_own_connection_only,
+        an_untrusted_peer_cannot_lend;
 }
 
 const ARENA: u64 = 2;
@@ -136,7 +136,7 @@ fn mappings() -> usize {
     fs::read_to_string("/proc/self/maps").unwrap().matches("/memfd:by-hand").count()
 }
 
-async fn a_lie_about_what_it_lends_costs_its_own_connection(row: &'static Row) {
+async fn an_invalid_lease_ends_its_own_connection_only(row: &'static Row) {
     let (endpoint, listener) = listening(row).await;
     let near = row.endpoint();
     let pair = friend(&near, &listener).await;
@@ -176,7 +176,7 @@ const WORDS: &[(&str, Word)] = &[
     ("what was never lent is back for ever", |it| it.tell(2, u64::MAX)),
 ];
 
-async fn a_lie_about_what_it_was_lent_costs_its_own_connection(row: &'static Row) {
+async fn an_invalid_lease_return_ends_its_own_connection_only(row: &'static Row) {
     let (endpoint, listener) = listening(row).await;
     let near = row.endpoint();
     let pair = friend(&near, &listener).await;
@@ -217,7 +217,7 @@ async fn a_lie_about_what_it_was_lent_costs_its_own_connection(row: &'static Row
     eventually("every descriptor is closed", || usage::descriptors() <= before).await;
 }
 
-async fn who_was_not_trusted_lends_nothing(row: &'static Row) {
+async fn an_untrusted_peer_cannot_lend(row: &'static Row) {
     let (endpoint, listener) = listening(row).await;
     let (sharer, connection) = Sharer::connected(&endpoint, &listener, 1).await;
     assert!(!connection.caps().contains(Caps::LENDS));

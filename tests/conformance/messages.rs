@@ -24,10 +24,10 @@ cases! {
         ten_thousand_messages_arrive_in_order,
         many_sends_in_flight_arrive_in_order,
         #[core] both_directions_at_once,
-        frames_of_every_origin_travel,
-        frames_whose_owner_panics_at_their_end_harm_nobody,
-        stats_count_what_travelled,
-        metrics_tell_of_connections_that_are_gone;
+        frames_of_every_origin_arrive,
+        frames_whose_owner_panics_on_drop_are_harmless,
+        stats_count_sent_and_received_bytes,
+        metrics_keep_the_sums_of_ended_connections;
 }
 
 const KIB: usize = 1 << 10;
@@ -271,7 +271,7 @@ async fn both_directions_at_once(row: &'static Row) {
     assert_eq!(from_a.into_iter().chain(from_b).filter(Result::is_ok).count(), 2 * COUNT);
 }
 
-async fn frames_of_every_origin_travel(row: &'static Row) {
+async fn frames_of_every_origin_arrive(row: &'static Row) {
     let pair = row.pair().await;
     let pooled = {
         let mut buffer = pair.near.pool().take(50_000).unwrap();
@@ -302,7 +302,7 @@ async fn frames_of_every_origin_travel(row: &'static Row) {
     assert_frame(&frames[5], 6, 30_000);
 }
 
-async fn frames_whose_owner_panics_at_their_end_harm_nobody(row: &'static Row) {
+async fn frames_whose_owner_panics_on_drop_are_harmless(row: &'static Row) {
     struct Owner(Vec<u8>);
     impl AsRef<[u8]> for Owner {
         fn as_ref(&self) -> &[u8] {
@@ -334,7 +334,7 @@ async fn frames_whose_owner_panics_at_their_end_harm_nobody(row: &'static Row) {
     }
 }
 
-async fn stats_count_what_travelled(row: &'static Row) {
+async fn stats_count_sent_and_received_bytes(row: &'static Row) {
     let pair = row.pair().await;
     for len in [0, 1000, 100_000] {
         let (sent, taken) = tokio::join!(pair.a.deliver(message(0, &[len, 5])), pair.b.recv());
@@ -347,7 +347,7 @@ async fn stats_count_what_travelled(row: &'static Row) {
     assert_eq!((sent.messages_received, received.messages_sent), (0, 0));
 }
 
-async fn metrics_tell_of_connections_that_are_gone(row: &'static Row) {
+async fn metrics_keep_the_sums_of_ended_connections(row: &'static Row) {
     let pair = row.pair().await;
     for _ in 0..3 {
         let (sent, taken) = tokio::join!(pair.a.deliver(message(0, &[1000])), pair.b.recv());

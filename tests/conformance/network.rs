@@ -10,9 +10,9 @@ use crate::suite::cases;
 
 cases! {
     CROSS_HOST, netns:
-        peers_of_two_namespaces_talk,
+        peers_of_two_namespaces_exchange_messages,
         a_cut_cable_is_a_lost_peer,
-        both_ends_of_an_idle_connection_notice_that_one_direction_is_dead,
+        both_ends_of_an_idle_connection_detect_one_dead_direction,
         a_host_without_a_route_is_unavailable,
         a_host_that_does_not_answer_times_out;
 }
@@ -68,7 +68,7 @@ impl Hosts {
     }
 }
 
-async fn peers_of_two_namespaces_talk(row: &'static Row) {
+async fn peers_of_two_namespaces_exchange_messages(row: &'static Row) {
     let hosts = Hosts::new(row);
     let (server, mut client) = hosts.talking(row).await;
     // An orderly world: the client goes on, and then its peer is killed.
@@ -89,7 +89,7 @@ async fn a_cut_cable_is_a_lost_peer(row: &'static Row) {
     client.assert_done().await;
 }
 
-async fn both_ends_of_an_idle_connection_notice_that_one_direction_is_dead(row: &'static Row) {
+async fn both_ends_of_an_idle_connection_detect_one_dead_direction(row: &'static Row) {
     let hosts = Hosts::new(row);
     let Namespaces { left, right } = &hosts.namespaces;
     // The end that nothing reaches is the connector of one connection and the acceptor of the other.

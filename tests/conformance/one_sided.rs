@@ -15,20 +15,20 @@ cases! {
     ONE_SIDED:
         gets_read_exactly_their_range,
         puts_write_exactly_their_range,
-        a_get_fills_the_spare_part_alone,
+        a_get_fills_spare_capacity_only,
         accesses_outside_are_rejected,
-        an_owner_does_not_believe_its_peer,
+        an_owner_refuses_forged_regions,
         the_wrong_access_is_rejected,
         a_region_of_another_connection_is_rejected,
         a_region_ends_with_its_lifetime,
         revoked_memory_comes_back_whole,
         #[core] a_hundred_gets_and_puts_at_once,
-        thousands_of_requests_wait_for_their_turn,
+        thousands_of_requests_all_complete,
         #[core] large_gets_and_puts,
         regions_work_in_both_directions,
-        a_connection_that_ends_gives_regions_back;
+        regions_return_when_their_connection_ends;
     ONE_SIDED | SOFT_REVOKE:
-        a_revoked_region_is_rejected_and_the_link_lives_on,
+        a_revoked_region_is_rejected_and_the_link_stays,
         #[core] revoke_waits_for_gets_in_flight,
         #[core] revoke_waits_for_puts_in_flight;
 }
@@ -102,7 +102,7 @@ async fn puts_write_exactly_their_range(row: &'static Row) {
     assert!(in_time("revoke", region.revoke()).await.as_slice().unwrap() == expected);
 }
 
-async fn a_get_fills_the_spare_part_alone(row: &'static Row) {
+async fn a_get_fills_spare_capacity_only(row: &'static Row) {
     let pair = row.pair().await;
     let region = pair.b.expose(bytes(1, LEN).into(), LONG).unwrap();
     let mut into = BufferMut::with_capacity(50_000);
@@ -140,7 +140,7 @@ fn forged(region: RemoteRegion, len: u64, access: RegionAccess) -> RemoteRegion 
     RemoteRegion::from_bytes(&bytes).unwrap()
 }
 
-async fn an_owner_does_not_believe_its_peer(row: &'static Row) {
+async fn an_owner_refuses_forged_regions(row: &'static Row) {
     let pair = row.pair().await;
     let readable = pair.b.expose(bytes(1, LEN).into(), LONG).unwrap();
     let writable = pair.b.expose_mut(BufferMut::zeroed(LEN), LONG).unwrap();
@@ -197,7 +197,7 @@ async fn a_region_ends_with_its_lifetime(row: &'static Row) {
     assert_eq!(in_time("revoke", writable.revoke()).await.len(), LEN);
 }
 
-async fn a_revoked_region_is_rejected_and_the_link_lives_on(row: &'static Row) {
+async fn a_revoked_region_is_rejected_and_the_link_stays(row: &'static Row) {
     let pair = row.pair().await;
     for dropped in [false, true] {
         let readable = pair.b.expose(bytes(1, LEN).into(), LONG).unwrap();
@@ -337,7 +337,7 @@ async fn a_hundred_gets_and_puts_at_once(row: &'static Row) {
     assert_bytes(in_time("revoke", writable.revoke()).await.as_slice().unwrap(), 2, 0);
 }
 
-async fn thousands_of_requests_wait_for_their_turn(row: &'static Row) {
+async fn thousands_of_requests_all_complete(row: &'static Row) {
     const COUNT: usize = 3000;
     let pair = row.pair().await;
     let readable = pair.b.expose(bytes(1, COUNT).into(), LONG).unwrap();
@@ -394,7 +394,7 @@ async fn regions_work_in_both_directions(row: &'static Row) {
     in_time("gets both ways among messages", async { tokio::join!(gets, messages) }).await;
 }
 
-async fn a_connection_that_ends_gives_regions_back(row: &'static Row) {
+async fn regions_return_when_their_connection_ends(row: &'static Row) {
     for by_the_owner in [true, false] {
         let pair = row.pair().await;
         let readable = pair.b.expose(bytes(1, LEN).into(), LONG).unwrap();

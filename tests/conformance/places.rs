@@ -12,16 +12,16 @@ use crate::suite::cases;
 
 cases! {
     ANY:
-        frames_travel_from_guarded_to_host,
-        frames_travel_from_host_to_guarded,
-        frames_travel_from_guarded_to_guarded,
+        frames_from_guarded_to_host_arrive,
+        frames_from_host_to_guarded_arrive,
+        frames_from_guarded_to_guarded_arrive,
         messages_may_mix_places,
-        a_named_guarded_buffer_is_where_the_frame_lands,
-        slices_of_guarded_memory_travel,
+        a_frame_arrives_in_its_named_guarded_buffer,
+        slices_of_guarded_memory_arrive,
         bytes_behind_a_fence_are_not_sent_early,
-        staging_gives_its_memory_back;
+        staging_returns_its_memory;
     ONE_SIDED:
-        guarded_memory_is_not_for_gets_and_puts;
+        gets_and_puts_refuse_guarded_memory;
 }
 
 /// Around the threshold from which on a message waits for its destinations, and beyond one staging copy's piece.
@@ -57,7 +57,7 @@ async fn travel(row: &Row, from: Place, to: Place) {
     }
 }
 
-async fn frames_travel_from_guarded_to_host(row: &'static Row) {
+async fn frames_from_guarded_to_host_arrive(row: &'static Row) {
     travel(row, Place::Guarded, Place::Host).await;
     // And where the receiver asks for nothing in particular.
     let pair = guarded_pair(row).await;
@@ -74,11 +74,11 @@ async fn frames_travel_from_guarded_to_host(row: &'static Row) {
     }
 }
 
-async fn frames_travel_from_host_to_guarded(row: &'static Row) {
+async fn frames_from_host_to_guarded_arrive(row: &'static Row) {
     travel(row, Place::Host, Place::Guarded).await;
 }
 
-async fn frames_travel_from_guarded_to_guarded(row: &'static Row) {
+async fn frames_from_guarded_to_guarded_arrive(row: &'static Row) {
     travel(row, Place::Guarded, Place::Guarded).await;
 }
 
@@ -111,7 +111,7 @@ async fn messages_may_mix_places(row: &'static Row) {
     }
 }
 
-async fn a_named_guarded_buffer_is_where_the_frame_lands(row: &'static Row) {
+async fn a_frame_arrives_in_its_named_guarded_buffer(row: &'static Row) {
     let pair = guarded_pair(row).await;
     for len in [700, 70_000] {
         let take = async {
@@ -140,7 +140,7 @@ async fn a_named_guarded_buffer_is_where_the_frame_lands(row: &'static Row) {
     }
 }
 
-async fn slices_of_guarded_memory_travel(row: &'static Row) {
+async fn slices_of_guarded_memory_arrive(row: &'static Row) {
     let pair = guarded_pair(row).await;
     let whole = Guarded::filled(&bytes(1, 200_000)).unwrap();
     let frames = vec![whole.slice(..10), whole.slice(100..40_000), whole.slice(199_999..), whole.clone()];
@@ -174,7 +174,7 @@ async fn bytes_behind_a_fence_are_not_sent_early(row: &'static Row) {
     }
 }
 
-async fn staging_gives_its_memory_back(row: &'static Row) {
+async fn staging_returns_its_memory(row: &'static Row) {
     let pair = guarded_pair(row).await;
     for len in [700, 70_000] {
         let message = || Message::new("").with_frame(frame(Place::Guarded, 1, len));
@@ -205,7 +205,7 @@ async fn staging_gives_its_memory_back(row: &'static Row) {
     eventually("the pools have their memory back", || in_use() == [0, 0]).await;
 }
 
-async fn guarded_memory_is_not_for_gets_and_puts(row: &'static Row) {
+async fn gets_and_puts_refuse_guarded_memory(row: &'static Row) {
     let pair = guarded_pair(row).await;
     let lifetime = Duration::from_secs(60);
     let failed = pair.b.expose(frame(Place::Guarded, 1, 100), lifetime).unwrap_err();

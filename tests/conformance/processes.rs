@@ -18,13 +18,13 @@ cases! {
         messages_cross_processes,
         #[core] a_killed_peer_is_lost_at_once,
         #[core] a_stopped_peer_is_lost_by_its_heartbeats,
-        #[core] a_peer_killed_in_the_middle_of_a_message_gives_it_back,
-        #[core] a_sender_killed_in_the_middle_of_a_message_gives_destinations_back,
-        a_peer_that_exits_without_a_word_is_lost,
-        a_peer_that_closes_and_exits_has_closed,
+        #[core] a_message_returns_when_its_receiver_is_killed,
+        #[core] destinations_return_when_the_sender_is_killed,
+        a_peer_that_exits_without_a_close_is_lost,
+        a_peer_that_closes_and_exits_is_closed,
         an_idle_connection_stays;
     CROSS_PROCESS | NAMED_DESTINATION:
-        #[core] a_process_without_room_for_a_second_copy_takes_a_message;
+        #[core] a_message_is_received_without_room_for_a_second_copy;
     CROSS_PROCESS | ONE_SIDED:
         gets_cross_processes;
 }
@@ -124,7 +124,7 @@ fn assert_free(frame: towline::Buffer) {
     assert!(frame.try_into_mut().is_ok(), "nobody else holds it");
 }
 
-async fn a_peer_killed_in_the_middle_of_a_message_gives_it_back(row: &'static Row) {
+async fn a_message_returns_when_its_receiver_is_killed(row: &'static Row) {
     const LEN: usize = 24 << 20;
     let mut in_the_middle = 0;
     for delay_ms in [0, 2, 5, 10, 20] {
@@ -155,7 +155,7 @@ async fn a_peer_killed_in_the_middle_of_a_message_gives_it_back(row: &'static Ro
     assert!(in_the_middle > 0, "no message was cut in the middle");
 }
 
-async fn a_sender_killed_in_the_middle_of_a_message_gives_destinations_back(row: &'static Row) {
+async fn destinations_return_when_the_sender_is_killed(row: &'static Row) {
     const LEN: usize = 24 << 20;
     let mut in_the_middle = 0;
     for delay_ms in [0, 2, 5, 10, 20] {
@@ -196,7 +196,7 @@ async fn a_sender_killed_in_the_middle_of_a_message_gives_destinations_back(row:
     assert!(in_the_middle > 0, "no message was cut in the middle");
 }
 
-async fn a_peer_that_exits_without_a_word_is_lost(row: &'static Row) {
+async fn a_peer_that_exits_without_a_close_is_lost(row: &'static Row) {
     let (mut peer, address) = Peer::serving(row).await;
     let connection = row.endpoint().connect(&address).await.unwrap();
     echo(&connection, 100).await;
@@ -208,7 +208,7 @@ async fn a_peer_that_exits_without_a_word_is_lost(row: &'static Row) {
     peer.assert_done().await;
 }
 
-async fn a_peer_that_closes_and_exits_has_closed(row: &'static Row) {
+async fn a_peer_that_closes_and_exits_is_closed(row: &'static Row) {
     let (peer, address) = Peer::serving(row).await;
     let connection = row.endpoint().connect(&address).await.unwrap();
     echo(&connection, 100).await;
@@ -228,7 +228,7 @@ async fn an_idle_connection_stays(row: &'static Row) {
     echo(&connection, 100).await;
 }
 
-async fn a_process_without_room_for_a_second_copy_takes_a_message(row: &'static Row) {
+async fn a_message_is_received_without_room_for_a_second_copy(row: &'static Row) {
     let (mut peer, address) = Peer::listening("serve-limited", row, Home::Here, row.address).await;
     let connection = row.endpoint().connect(&address).await.unwrap();
     in_time("the first", connection.deliver(message(1, &[LIMITED_LEN]))).await.unwrap();

@@ -16,13 +16,13 @@ use crate::suite::cases;
 
 cases! {
     CROSS_HOST:
-        a_peer_made_by_hand_is_a_peer,
+        a_raw_peer_exchanges_messages,
         a_peer_that_proposes_nothing_is_dropped,
-        a_peer_that_proposes_for_ever_is_dropped,
+        a_peer_that_proposes_forever_is_dropped,
         a_peer_that_falls_silent_is_lost,
         a_peer_that_is_cut_off_is_lost,
-        a_breach_costs_its_own_connection_and_no_other,
-        a_peer_that_reads_nothing_harms_nobody_else;
+        a_malformed_packet_ends_its_own_connection_only,
+        a_peer_that_reads_nothing_blocks_no_other_peer;
 }
 
 const HEARTBEAT: Duration = Duration::from_millis(250);
@@ -104,7 +104,7 @@ pub(crate) async fn rest(stream: &mut Box<dyn Stream>) -> Vec<u8> {
     bytes
 }
 
-async fn a_peer_made_by_hand_is_a_peer(row: &'static Row) {
+async fn a_raw_peer_exchanges_messages(row: &'static Row) {
     let (_endpoint, listener) = listening(row).await;
     let (mut stream, connection) = connected(&listener, 1).await;
     // The example of docs/wire.md.
@@ -152,7 +152,7 @@ async fn a_peer_that_proposes_nothing_is_dropped(row: &'static Row) {
     assert_open(row, &listener).await;
 }
 
-async fn a_peer_that_proposes_for_ever_is_dropped(row: &'static Row) {
+async fn a_peer_that_proposes_forever_is_dropped(row: &'static Row) {
     let (_endpoint, listener) = listening(row).await;
     let mut stream = greeted(&listener, 1).await;
     let began = Instant::now();
@@ -225,7 +225,7 @@ async fn a_peer_that_is_cut_off_is_lost(row: &'static Row) {
     assert_open(row, &listener).await;
 }
 
-async fn a_breach_costs_its_own_connection_and_no_other(row: &'static Row) {
+async fn a_malformed_packet_ends_its_own_connection_only(row: &'static Row) {
     let (endpoint, listener) = listening(row).await;
     let (friend, owner) = in_time("a friend", meet(&endpoint, &listener)).await;
     let records = |records: &[Vec<u8>]| packet(&records.concat(), 0, &[]);
@@ -285,7 +285,7 @@ async fn a_breach_costs_its_own_connection_and_no_other(row: &'static Row) {
 }
 
 /// It asks and answers, and takes nothing off the wire: its connection stands still, and nothing else does.
-async fn a_peer_that_reads_nothing_harms_nobody_else(row: &'static Row) {
+async fn a_peer_that_reads_nothing_blocks_no_other_peer(row: &'static Row) {
     let (endpoint, listener) = listening(row).await;
     let (friend, owner) = in_time("a friend", meet(&endpoint, &listener)).await;
     let (mut stream, connection) = connected(&listener, 1).await;

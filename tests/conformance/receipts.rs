@@ -12,11 +12,11 @@ use crate::usage;
 
 cases! {
     ANY:
-        a_dropped_incoming_is_rejected_and_the_connection_lives_on,
+        a_dropped_incoming_is_rejected_and_the_connection_stays,
         a_receipt_waits_until_the_message_is_taken,
         receipts_resolve_in_any_order,
-        a_dropped_receipt_loses_the_word_alone,
-        an_undecided_incoming_blocks_nobody_else,
+        a_dropped_receipt_loses_no_message,
+        an_undecided_incoming_blocks_no_other_message,
         #[core] an_undecided_incoming_costs_no_more_with_time;
     ONE_SIDED:
         gets_and_puts_pass_an_undecided_incoming;
@@ -24,7 +24,7 @@ cases! {
 
 const LENS: [usize; 3] = [0, 1000, 100_000];
 
-async fn a_dropped_incoming_is_rejected_and_the_connection_lives_on(row: &'static Row) {
+async fn a_dropped_incoming_is_rejected_and_the_connection_stays(row: &'static Row) {
     let pair = row.pair().await;
     for len in LENS {
         let take = async {
@@ -83,7 +83,7 @@ async fn receipts_resolve_in_any_order(row: &'static Row) {
     }
 }
 
-async fn a_dropped_receipt_loses_the_word_alone(row: &'static Row) {
+async fn a_dropped_receipt_loses_no_message(row: &'static Row) {
     let pair = row.pair().await;
     let a = pair.a.clone();
     let sending = tokio::spawn(async move {
@@ -100,7 +100,7 @@ async fn a_dropped_receipt_loses_the_word_alone(row: &'static Row) {
     sending.await.unwrap();
 }
 
-async fn an_undecided_incoming_blocks_nobody_else(row: &'static Row) {
+async fn an_undecided_incoming_blocks_no_other_message(row: &'static Row) {
     let pair = row.pair().await;
     for len in LENS {
         let mut first = std::pin::pin!(receipt(&pair.a, message(0, &[len])));

@@ -18,7 +18,7 @@ use crate::usage;
 
 cases! {
     LENDS:
-        a_lie_about_a_segment_costs_its_own_connection;
+        an_invalid_segment_ends_its_own_connection_only;
 }
 
 const FRAME_LEN: u64 = 4096;
@@ -118,7 +118,7 @@ const VIOLATIONS: &[(&str, &str, Violation)] = &[
     }),
 ];
 
-async fn a_lie_about_a_segment_costs_its_own_connection(row: &'static Row) {
+async fn an_invalid_segment_ends_its_own_connection_only(row: &'static Row) {
     let (endpoint, listener) = listening(row).await;
     let near = row.endpoint();
     let pair = friend(&near, &listener).await;

@@ -20,10 +20,10 @@ use crate::usage;
 
 cases! {
     CROSS_PROCESS - CROSS_HOST:
-        a_word_that_lies_costs_its_own_connection,
-        a_strange_doorbell_holds_up_nobody,
-        a_segment_of_which_bits_flip_costs_its_own_connection_at_most,
-        what_came_before_a_death_is_taken_and_then_the_peer_is_lost;
+        an_invalid_ring_counter_ends_its_own_connection_only,
+        an_unusual_doorbell_blocks_no_peer,
+        flipped_bits_in_a_segment_end_their_own_connection_only,
+        messages_before_a_death_are_received_and_then_the_peer_is_lost;
 }
 
 /// How long our end may take to see through a lie.
@@ -77,7 +77,7 @@ const VIOLATIONS: &[(&str, Violation)] = &[
     }),
 ];
 
-async fn a_word_that_lies_costs_its_own_connection(row: &'static Row) {
+async fn an_invalid_ring_counter_ends_its_own_connection_only(row: &'static Row) {
     let (endpoint, listener) = listening(row).await;
     let near = row.endpoint();
     let pair = friend(&near, &listener).await;
@@ -121,7 +121,7 @@ const DOORBELLS: &[(&str, Doorbell)] = &[
     }),
 ];
 
-async fn a_strange_doorbell_holds_up_nobody(row: &'static Row) {
+async fn an_unusual_doorbell_blocks_no_peer(row: &'static Row) {
     let (endpoint, listener) = listening(row).await;
     let near = row.endpoint();
     let pair = friend(&near, &listener).await;
@@ -187,7 +187,7 @@ fn step(sharer: &mut Sharer, dice: &mut Dice, number: &mut u64) {
 const SEEDS: usize = 300;
 const STEPS_MAX: usize = 40;
 
-async fn a_segment_of_which_bits_flip_costs_its_own_connection_at_most(row: &'static Row) {
+async fn flipped_bits_in_a_segment_end_their_own_connection_only(row: &'static Row) {
     let panics = Arc::new(AtomicUsize::new(0));
     let (usual, counted) = (std::panic::take_hook(), panics.clone());
     std::panic::set_hook(Box::new(move |info| {
@@ -239,7 +239,7 @@ async fn a_segment_of_which_bits_flip_costs_its_own_connection_at_most(row: &'st
     assert!(growth < 30 << 20, "{growth} bytes more are resident");
 }
 
-async fn what_came_before_a_death_is_taken_and_then_the_peer_is_lost(row: &'static Row) {
+async fn messages_before_a_death_are_received_and_then_the_peer_is_lost(row: &'static Row) {
     let (endpoint, listener) = listening(row).await;
     let near = row.endpoint();
     let pair = friend(&near, &listener).await;

@@ -16,11 +16,11 @@ use crate::suite::cases;
 
 cases! {
     CROSS_HOST:
-        streams_are_in_force_where_the_connecting_address_asks,
+        the_connecting_address_sets_the_number_of_streams,
         a_wrong_number_of_streams_is_invalid,
         a_peer_that_has_one_stream_is_unsupported,
-        streams_join_where_one_unauthenticated_peer_is_let_in_at_a_time,
-        a_unauthenticated_peer_that_joins_nothing_is_refused,
+        streams_join_with_one_unauthenticated_peer_at_a_time,
+        a_join_of_an_unknown_connection_is_refused,
         a_stream_that_is_cut_is_a_lost_peer;
 }
 
@@ -32,7 +32,7 @@ fn with_streams(address: &Address, streams: &str) -> Address {
     plain.with_option("streams", streams).unwrap()
 }
 
-async fn streams_are_in_force_where_the_connecting_address_asks(row: &'static Row) {
+async fn the_connecting_address_sets_the_number_of_streams(row: &'static Row) {
     let (near, far) = (row.endpoint(), row.endpoint());
     let listener = far.listen(&row.address()).await.unwrap();
     for streams in [1, 2, 16] {
@@ -100,7 +100,7 @@ async fn a_peer_that_has_one_stream_is_unsupported(row: &'static Row) {
     in_time("the old peer's end", old).await.unwrap();
 }
 
-async fn streams_join_where_one_unauthenticated_peer_is_let_in_at_a_time(row: &'static Row) {
+async fn streams_join_with_one_unauthenticated_peer_at_a_time(row: &'static Row) {
     let (near, far) = (row.endpoint(), row.builder().unauthenticated_max(1).build().unwrap());
     let listener = far.listen(&row.address()).await.unwrap();
     let address = with_streams(listener.address(), "5");
@@ -115,7 +115,7 @@ async fn streams_join_where_one_unauthenticated_peer_is_let_in_at_a_time(row: &'
     }
 }
 
-async fn a_unauthenticated_peer_that_joins_nothing_is_refused(row: &'static Row) {
+async fn a_join_of_an_unknown_connection_is_refused(row: &'static Row) {
     let (near, far) = (row.endpoint(), row.endpoint());
     let listener = far.listen(&row.address()).await.unwrap();
     let (a, b) = in_time("a friend", meet(&near, &listener)).await;

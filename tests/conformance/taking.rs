@@ -10,12 +10,12 @@ use crate::suite::cases;
 
 cases! {
     ANY:
-        frames_land_where_each_was_told_to,
+        each_frame_arrives_in_its_destination,
         frames_may_be_discarded,
-        destinations_that_cannot_be_right_come_back,
+        invalid_destinations_are_returned,
         a_place_without_a_pool_is_unsupported,
-        a_buffer_too_small_leaves_the_message_to_be_taken,
-        a_message_without_memory_for_it_gets_its_word,
+        a_message_stays_after_a_buffer_too_small_for_it,
+        a_message_without_memory_is_rejected_or_stays,
         pool_memory_returns_with_the_last_frame,
         a_message_larger_than_the_pool_arrives;
 }
@@ -23,7 +23,7 @@ cases! {
 /// Below the threshold that makes a message wait for its destinations, and above.
 const LENS: [usize; 2] = [700, 70_000];
 
-async fn frames_land_where_each_was_told_to(row: &'static Row) {
+async fn each_frame_arrives_in_its_destination(row: &'static Row) {
     let pair = row.pair().await;
     let own = Pool::new(1 << 20);
     for len in LENS {
@@ -78,7 +78,7 @@ async fn frames_may_be_discarded(row: &'static Row) {
     }
 }
 
-async fn destinations_that_cannot_be_right_come_back(row: &'static Row) {
+async fn invalid_destinations_are_returned(row: &'static Row) {
     let pair = row.pair().await;
     for len in LENS {
         let buffer = |capacity| BufferMut::with_capacity(capacity);
@@ -131,7 +131,7 @@ async fn a_place_without_a_pool_is_unsupported(row: &'static Row) {
     }
 }
 
-async fn a_buffer_too_small_leaves_the_message_to_be_taken(row: &'static Row) {
+async fn a_message_stays_after_a_buffer_too_small_for_it(row: &'static Row) {
     let pair = row.pair().await;
     for len in LENS {
         let take = async {
@@ -151,7 +151,7 @@ async fn a_buffer_too_small_leaves_the_message_to_be_taken(row: &'static Row) {
     }
 }
 
-async fn a_message_without_memory_for_it_gets_its_word(row: &'static Row) {
+async fn a_message_without_memory_is_rejected_or_stays(row: &'static Row) {
     const LARGE: usize = 1 << 20;
     let pair = row.pair_with(|builder| builder.pool(Scarce::pool(128 << 10))).await;
     for turn in 0..20 {

@@ -22,12 +22,12 @@ cases! {
         #[core] a_pinned_recv_delays_no_call_of_its_own_task,
         #[core] a_recv_left_at_any_moment_delays_no_other_task,
         #[core] a_recv_that_was_woken_and_is_not_polled_delays_no_other_task,
-        #[core] a_recv_of_a_runtime_that_nobody_runs_delays_nobody,
-        #[core] one_unpolled_recv_after_another_delays_nobody,
+        #[core] a_recv_of_a_stopped_runtime_delays_no_other_task,
+        #[core] several_unpolled_recvs_delay_no_other_task,
         #[core] a_reader_that_is_polled_delays_no_other_task,
-        #[core] output_that_waits_for_room_goes_on_beside_an_unpolled_recv;
+        #[core] a_large_send_continues_despite_an_unpolled_recv;
     ONE_SIDED:
-        #[core] a_pinned_recv_delays_no_get_and_no_put;
+        #[core] a_pinned_recv_delays_no_get_or_put;
 }
 
 type Recv = Pin<Box<dyn Future<Output = towline::Result<Message>> + Send>>;
@@ -170,7 +170,7 @@ async fn a_recv_that_was_woken_and_is_not_polled_delays_no_other_task(row: &'sta
     assert_ack_now(quarter_of(took), alone, "beside one that sleeps unpolled");
 }
 
-async fn a_recv_of_a_runtime_that_nobody_runs_delays_nobody(row: &'static Row) {
+async fn a_recv_of_a_stopped_runtime_delays_no_other_task(row: &'static Row) {
     let pair = row.pair().await;
     let _taker = taking(&pair.b);
     let alone = deliveries(&pair.a).await;
@@ -191,7 +191,7 @@ async fn a_recv_of_a_runtime_that_nobody_runs_delays_nobody(row: &'static Row) {
     thread::spawn(move || drop(runtime)).join().unwrap();
 }
 
-async fn one_unpolled_recv_after_another_delays_nobody(row: &'static Row) {
+async fn several_unpolled_recvs_delay_no_other_task(row: &'static Row) {
     let pair = row.pair().await;
     let _taker = taking(&pair.b);
     let alone = deliveries(&pair.a).await;
@@ -224,7 +224,7 @@ async fn a_reader_that_is_polled_delays_no_other_task(row: &'static Row) {
     assert_ack_now(deliveries(&pair.a).await, alone, "beside a reader");
 }
 
-async fn output_that_waits_for_room_goes_on_beside_an_unpolled_recv(row: &'static Row) {
+async fn a_large_send_continues_despite_an_unpolled_recv(row: &'static Row) {
     const LEN: usize = 12 << 20;
     let pair = row.pair().await;
     let _taker = taking(&pair.b);
@@ -237,7 +237,7 @@ async fn output_that_waits_for_room_goes_on_beside_an_unpolled_recv(row: &'stati
     assert_well(recv, &pair).await;
 }
 
-async fn a_pinned_recv_delays_no_get_and_no_put(row: &'static Row) {
+async fn a_pinned_recv_delays_no_get_or_put(row: &'static Row) {
     const LEN: usize = 4096;
     let pair = row.pair().await;
     let lifetime = Duration::from_secs(60);
