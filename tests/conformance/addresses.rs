@@ -31,7 +31,7 @@ cases! {
 const SLACK: Duration = Duration::from_secs(4);
 
 /// Reads a peer's attempt: the outcome, the time, and the address or the error text.
-pub(crate) async fn how(peer: &mut Peer) -> (String, Duration, String) {
+pub(crate) async fn attempt(peer: &mut Peer) -> (String, Duration, String) {
     let line = peer.line().await;
     let mut parts = line.splitn(3, ' ');
     let mut next = || parts.next().unwrap().to_owned();
@@ -62,8 +62,8 @@ async fn a_name_is_reached_although_other_addresses_drop_packets(row: &'static R
     let right = Home::Network(&namespaces.right);
     let mut client = Peer::start("connect", row, right, &at(row, MANY, address.port()));
     // A peer's connect time is 2 s; either of the other addresses alone would use all of it.
-    let (how, _, text) = how(&mut client).await;
-    assert_eq!(how, "connected", "{text}");
+    let (outcome, _, text) = attempt(&mut client).await;
+    assert_eq!(outcome, "connected", "{text}");
 }
 
 async fn a_connect_error_names_each_address_and_its_failure(row: &'static Row) {
@@ -78,7 +78,7 @@ async fn a_connect_error_names_each_address_and_its_failure(row: &'static Row) {
     ] {
         namespaces.name(&many(addresses.clone()));
         let mut client = Peer::start("connect", row, right, &at(row, MANY, 7000));
-        let (kind, time, text) = how(&mut client).await;
+        let (kind, time, text) = attempt(&mut client).await;
         assert_eq!(kind, expected, "{text}");
         assert!(time < Duration::from_secs(2) + SLACK, "{time:?}");
         for address in addresses {
@@ -97,16 +97,16 @@ async fn an_unanswered_name_lookup_ends_at_its_limit(row: &'static Row) {
     namespaces.name("");
     let right = Home::Network(&namespaces.right);
     let address = at(row, MANY, 7000);
-    for (role, limit) in [("bind", Duration::from_secs(2)), ("give-up", Duration::from_secs(1))] {
+    for (role, limit) in [("bind", Duration::from_secs(2)), ("time-out", Duration::from_secs(1))] {
         let mut peer = Peer::start(role, row, right, &address);
-        let (kind, time, text) = how(&mut peer).await;
+        let (kind, time, text) = attempt(&mut peer).await;
         assert_eq!(kind, "TimedOut", "{text}");
         assert!(text.contains("name was not resolved within") && text.contains(&address), "{text}");
         assert!(time >= limit && time < limit + SLACK, "{time:?}");
-        if role == "give-up" {
+        if role == "time-out" {
             // A detached thread still waits for the name server, for at least 9 s more.
             let gone_ms: u64 = peer.line().await.parse().unwrap();
-            assert!(gone_ms < 4000, "the endpoint's thread outlived it by {gone_ms} ms");
+            assert!(gone_ms < 4000, "the endpoint's thread ended {gone_ms} ms after the endpoint");
             peer.assert_done().await;
         }
     }
@@ -118,7 +118,7 @@ async fn a_name_is_bound_at_one_reported_address(row: &'static Row) {
     namespaces.name(&many(["::1", "127.0.0.1", "::1"]));
     let named = at(row, MANY, 7000);
     let mut first = Peer::start("bind", row, left, &named);
-    let (kind, _, bound) = how(&mut first).await;
+    let (kind, _, bound) = attempt(&mut first).await;
     assert_eq!(kind, "connected", "{bound}");
     let bound: Address = bound.parse().unwrap();
     if bound.scheme().is_encrypted() {
@@ -127,11 +127,11 @@ async fn a_name_is_bound_at_one_reported_address(row: &'static Row) {
     } else {
         assert!(["::1", "127.0.0.1"].contains(&bound.host()), "{bound}");
         let mut client = Peer::start("connect", row, left, &bound.to_string());
-        assert_eq!(how(&mut client).await.0, "connected");
+        assert_eq!(attempt(&mut client).await.0, "connected");
     }
     // The name's other address is free, but is not used.
     let mut second = Peer::start("bind", row, left, &named);
-    let (kind, _, text) = how(&mut second).await;
+    let (kind, _, text) = attempt(&mut second).await;
     assert_eq!(kind, "Unavailable", "{text}");
     assert!(text.contains("the address is in use"), "{text}");
 
@@ -139,13 +139,13 @@ async fn a_name_is_bound_at_one_reported_address(row: &'static Row) {
     let elsewhere = IPV4[1];
     namespaces.name(&many([elsewhere, "127.0.0.1"]));
     let mut third = Peer::start("bind", row, left, &at(row, MANY, 7001));
-    let (kind, _, bound) = how(&mut third).await;
+    let (kind, _, bound) = attempt(&mut third).await;
     assert_eq!(kind, "connected", "{bound}");
     let host = if row.address().scheme().is_encrypted() { MANY } else { "127.0.0.1" };
     assert_eq!(bound, at(row, host, 7001));
     namespaces.name(&many(["127.0.0.1", "127.0.0.1"]));
     let mut fourth = Peer::start("bind", row, left, &at(row, MANY, 7002));
-    assert_eq!(how(&mut fourth).await.2, at(row, MANY, 7002));
+    assert_eq!(attempt(&mut fourth).await.2, at(row, MANY, 7002));
 }
 
 async fn every_interface_is_bound_completely_or_not_at_all(row: &'static Row) {
@@ -166,7 +166,7 @@ async fn every_interface_is_bound_completely_or_not_at_all(row: &'static Row) {
             assert_eq!(error.kind(), ErrorKind::Unavailable, "{error}");
             assert!(
                 error.to_string().contains("the address is in use"),
-                "{address} beside {family}: {error}"
+                "{address} with {family} in use: {error}"
             );
         }
     }
@@ -191,20 +191,20 @@ async fn a_lack_of_local_ports_is_reported(row: &'static Row) {
         Peer::listening("serve", row, Home::Network(&namespaces.left), &at(row, left(row), 7000)).await;
     set(&namespaces.right, "net.ipv4.ip_local_port_range", "40000 40003");
     let mut client = Peer::start("exhaust", row, Home::Network(&namespaces.right), &address.to_string());
-    let (kind, _, text) = how(&mut client).await;
+    let (kind, _, text) = attempt(&mut client).await;
     assert_eq!(kind, "Unavailable", "{text}");
     assert!(text.contains("no local port is left"), "{text}");
 
     // A failure that the kernel reports the same way: no source address.
     set(&namespaces.right, "net.ipv6.conf.all.disable_ipv6", "1");
     let mut client = Peer::start("connect", row, Home::Network(&namespaces.right), &at(row, "::1", 7000));
-    let (kind, _, text) = how(&mut client).await;
+    let (kind, _, text) = attempt(&mut client).await;
     assert_eq!(kind, "Unavailable", "{text}");
     assert!(text.contains("no address of that family"), "{text}");
 
     set(&namespaces.left, "net.ipv4.ip_local_port_range", "7000 7000");
     let mut listener = Peer::start("bind", row, Home::Network(&namespaces.left), &at(row, left(row), 0));
-    let (kind, _, text) = how(&mut listener).await;
+    let (kind, _, text) = attempt(&mut listener).await;
     assert_eq!(kind, "Unavailable", "{text}");
     assert!(text.contains("no port is free"), "{text}");
 }
@@ -213,9 +213,9 @@ async fn a_port_without_a_listener_does_not_connect_to_itself(row: &'static Row)
     let namespaces = Namespaces::new();
     set(&namespaces.right, "net.ipv4.ip_local_port_range", "40000 40000");
     let loopback = row.address();
-    let nobody = at(row, loopback.host(), 40000);
-    let mut client = Peer::start("connect", row, Home::Network(&namespaces.right), &nobody);
-    let (kind, _, text) = how(&mut client).await;
+    let unserved = at(row, loopback.host(), 40000);
+    let mut client = Peer::start("connect", row, Home::Network(&namespaces.right), &unserved);
+    let (kind, _, text) = attempt(&mut client).await;
     assert_eq!(kind, "Refused", "{text}");
     assert!(text.contains("nobody listens there"), "{text}");
 }
@@ -227,25 +227,25 @@ async fn a_link_local_address_needs_its_zone(row: &'static Row) {
     let (_server, address) = Peer::listening("serve", row, left, &zoned).await;
     assert_eq!(address.host(), format!("{}%cable", LINK_LOCAL[0]));
     let mut client = Peer::start("connect", row, right, &address.to_string());
-    let (kind, _, text) = how(&mut client).await;
+    let (kind, _, text) = attempt(&mut client).await;
     assert_eq!(kind, "connected", "{text}");
 
     let bare = at(row, LINK_LOCAL[0], address.port());
     for (role, home) in [("connect", right), ("bind", left)] {
         let mut peer = Peer::start(role, row, home, &bare);
-        let (kind, _, text) = how(&mut peer).await;
+        let (kind, _, text) = attempt(&mut peer).await;
         assert_eq!(kind, "Invalid", "{text}");
         assert!(text.contains("link-local") && text.contains("%eth0]"), "{text}");
         let other = bare.replace(LINK_LOCAL[0], &format!("{}%no_such", LINK_LOCAL[0]));
         let mut peer = Peer::start(role, row, home, &other);
-        let (kind, _, text) = how(&mut peer).await;
+        let (kind, _, text) = attempt(&mut peer).await;
         assert_eq!(kind, "Unavailable", "{text}");
         assert!(text.contains("no interface here is named \"no_such\""), "{text}");
     }
     // A name may resolve to such an address too.
     namespaces.name(&many([LINK_LOCAL[0]]));
     let mut client = Peer::start("connect", row, right, &at(row, MANY, address.port()));
-    let (kind, _, text) = how(&mut client).await;
+    let (kind, _, text) = attempt(&mut client).await;
     assert_eq!(kind, "Invalid", "{text}");
     assert!(text.contains("link-local"), "{text}");
 }

@@ -1,5 +1,5 @@
-//! Buffers in arenas: over every backend they arrive as they were, and where the two ends share memory they stay where they
-//! are, until the receiver has let go of them.
+//! Buffers in arenas. They arrive unchanged over every backend. Ends that share memory lend them: the
+//! receiver reads them in place until it drops them.
 
 use std::collections::VecDeque;
 use std::time::Duration;
@@ -7,7 +7,7 @@ use std::time::Duration;
 use rustix::process::Signal;
 use towline::{Arena, Buffer, Caps, Connection, Destination, Message, Place, Pool};
 
-use crate::backends::{Row, meet};
+use crate::backends::{Row, connect_pair};
 use crate::content::{assert_bytes, bytes};
 use crate::peer::{ECHO, HEARTBEAT, HOLD, Peer};
 use crate::polls::{TIMEOUT, eventually, in_time};
@@ -31,7 +31,7 @@ cases! {
 
 const SIZES: [usize; 6] = [1, 1000, 1024, 16_384, 300_000, 8 << 20];
 
-/// A frame of `len` bytes of an arena.
+/// Returns a frame of `len` bytes in `arena`.
 fn frame(arena: &Arena, seed: usize, len: usize) -> Buffer {
     let mut buffer = arena.take(len).unwrap();
     buffer.extend_from_slice(&bytes(seed, len)).unwrap();
@@ -62,7 +62,7 @@ async fn frames_land_in_an_arena(row: &'static Row) {
     let pool = Pool::with_source(std::sync::Arc::new(near), 0);
     let pair = row.pair_with(|builder| builder.pool(pool.clone())).await;
     for (seed, len) in SIZES.into_iter().enumerate() {
-        let message = Message::new("land").with_frame(bytes(seed, len));
+        let message = Message::new("receive").with_frame(bytes(seed, len));
         let taking = async {
             pair.b
                 .incoming()
@@ -89,14 +89,14 @@ async fn frames_are_lent_and_not_copied(row: &'static Row) {
         let [held] = received.frames() else { panic!("one frame") };
         assert_eq!((held.place(), held.len()), (Place::Arena, len));
         assert_bytes(held.as_slice().unwrap(), seed, 0);
-        assert!(arena.stats().in_use_bytes >= len, "it is held at the other end");
+        assert!(arena.stats().in_use_bytes >= len, "the receiver holds it");
         let copy = held.clone().try_into_mut();
-        assert!(copy.is_err(), "what was lent cannot be written");
+        assert!(copy.is_err(), "a lent frame is read-only");
         drop((received, copy));
-        eventually("the lease is back", || arena.stats().in_use_bytes == 0).await;
+        eventually("the lease returns", || arena.stats().in_use_bytes == 0).await;
     }
     let copied = [pair.a.stats().bytes_copied, pair.b.stats().bytes_copied];
-    // Announcements and words are copied through the ring.
+    // Announcements and acknowledgements are copied through the ring.
     assert!(copied[0] - before[0] < 4096 && copied[1] - before[1] < 4096, "{before:?} {copied:?}");
 }
 
@@ -113,7 +113,7 @@ async fn many_frames_and_slices_are_lent_both_ways(row: &'static Row) {
         }
         drop(whole);
     }
-    eventually("every lease is back", || arena.stats().in_use_bytes == 0).await;
+    eventually("every lease returns", || arena.stats().in_use_bytes == 0).await;
 }
 
 async fn lent_frames_outlive_their_connection(row: &'static Row) {
@@ -122,7 +122,7 @@ async fn lent_frames_outlive_their_connection(row: &'static Row) {
     let received = sent(&pair.a, &pair.b, Message::new("").with_frame(frame(&arena, 3, 1 << 20))).await;
     in_time("a close", pair.a.close()).await.unwrap();
     drop(pair);
-    // Whatever else takes the arena's memory, this is not given away.
+    // Other takers of the arena's memory do not get this frame.
     let others: Vec<_> = (0..40).map(|seed| frame(&arena, seed, 1 << 20)).collect();
     assert_bytes(received.frames()[0].as_slice().unwrap(), 3, 0);
     drop((received, others));
@@ -140,7 +140,7 @@ async fn a_full_arena_has_room_after_the_receiver_drops_frames(row: &'static Row
     let full = arena.take(2 << 20).unwrap_err();
     assert_eq!(full.kind(), towline::ErrorKind::TooLarge, "{full}");
     held.clear();
-    eventually("there is room", || arena.take(2 << 20).is_ok()).await;
+    eventually("the arena has room", || arena.take(2 << 20).is_ok()).await;
 }
 
 async fn take_within_gets_memory_that_the_receiver_drops(row: &'static Row) {
@@ -157,7 +157,7 @@ async fn take_within_gets_memory_that_the_receiver_drops(row: &'static Row) {
         let mut held = VecDeque::new();
         for seed in 0..200 {
             held.push_back((seed, pair.b.recv().await.unwrap()));
-            // Seven of the eight stay with it; what it lets go of nobody tells.
+            // The receiver holds seven of eight. No message reports what it drops.
             if held.len() > 7 {
                 let (seed, taken) = held.pop_front().unwrap();
                 assert_bytes(taken.frames()[0].as_slice().unwrap(), seed, 0);
@@ -169,8 +169,8 @@ async fn take_within_gets_memory_that_the_receiver_drops(row: &'static Row) {
     let limit = Duration::from_millis(30);
     let error = in_time("an error", arena.take_within(2 << 20, limit)).await.unwrap_err();
     assert_eq!(error.kind(), towline::ErrorKind::TimedOut, "{error}");
-    let said = format!("peers hold {}", held.len() << 20);
-    assert!(error.to_string().contains(&said), "{error}");
+    let reason = format!("peers hold {}", held.len() << 20);
+    assert!(error.to_string().contains(&reason), "{error}");
     let (taken, ()) =
         in_time("room", async { tokio::join!(arena.take_within(8 << 20, TIMEOUT), async { drop(held) }) })
             .await;
@@ -201,10 +201,10 @@ async fn a_receiver_with_a_full_arena_blocks_its_sender(row: &'static Row) {
         for seed in 0..100 {
             let incoming = b.incoming().await.unwrap();
             let destination = if seed % 10 == 9 {
-                // Whoever does not wait gets an error, and the message its word.
+                // An accept that does not wait fails, and the message is rejected.
                 Destination::Place(Place::Arena)
             } else {
-                // The rest wait with their sender meanwhile.
+                // The other accepts wait, and so does their sender.
                 let mut room = arena.take_within(LEN, Duration::from_millis(1)).await;
                 if room.is_err() {
                     most = most.max(held.len());
@@ -234,10 +234,10 @@ async fn a_receiver_with_a_full_arena_blocks_its_sender(row: &'static Row) {
 }
 
 async fn without_trust_nothing_is_lent(row: &'static Row) {
-    // It takes both: each end may see all of the other's arena.
+    // Lending needs both ends' trust: each may read all of the other's arena.
     let (near, far) = (row.builder().trust_user(false).build().unwrap(), row.endpoint());
     let listener = far.listen(&row.address()).await.unwrap();
-    let (a, b) = meet(&near, &listener).await;
+    let (a, b) = connect_pair(&near, &listener).await;
     assert!(!a.caps().contains(Caps::LENDS) && !b.caps().contains(Caps::LENDS));
     let arena = Arena::new(64 << 20).unwrap();
     let received = sent(&a, &b, Message::new("").with_frame(frame(&arena, 3, 1 << 20))).await;
@@ -251,7 +251,7 @@ async fn leases_of_a_killed_peer_return(row: &'static Row) {
     let connection = row.endpoint().connect(&address).await.unwrap();
     let arena = Arena::new(64 << 20).unwrap();
     for seed in 0..20 {
-        // It sends them back, and holds what nobody takes.
+        // The peer sends them back, and holds what this end does not receive.
         let message = Message::new(ECHO).with_frame(frame(&arena, seed, 1 << 20));
         drop(in_time("a send", connection.send(message)).await.unwrap());
     }
@@ -282,7 +282,7 @@ async fn leases_of_a_stopped_peer_are_quarantined_and_others_get_half(row: &'sta
         let (stopped, address) = Peer::serving(row).await;
         let connection = endpoint.connect(&address).await.unwrap();
         assert_eq!(hold(&connection, 20).await, (20, 20, refused));
-        assert_eq!(arena.stats().quarantined_leases, 0, "it is only held");
+        assert_eq!(arena.stats().quarantined_leases, 0, "held, but not in quarantine");
 
         stopped.signal(Signal::STOP);
         let lost = in_time("the end", connection.recv()).await.unwrap_err();

@@ -1,4 +1,4 @@
-//! The table: one row joins a backend.
+//! The table of backends: a new row adds a backend.
 
 use std::sync::Arc;
 
@@ -10,21 +10,21 @@ use crate::encrypted;
 use crate::suite::Need;
 use crate::threaded::Threaded;
 
-/// One backend as the cases see it.
+/// One backend, as the cases see it.
 pub(crate) struct Row {
-    /// The first word of its cases' names.
+    /// The first part of its cases' names.
     pub(crate) name: &'static str,
-    /// Where to listen for it.
+    /// The address to listen at.
     pub(crate) address: &'static str,
-    /// What an endpoint of it is made of.
+    /// Returns the backends of an endpoint.
     pub(crate) backends: fn() -> Vec<Arc<dyn Backend>>,
-    /// What its links promise; selects the cases.
+    /// Capabilities of its links. They select the cases.
     pub(crate) caps: Caps,
-    /// What the machine must have for it.
+    /// A feature that the machine must have.
     pub(crate) environment: Option<Need>,
-    /// The files whose cases it runs, where all would only say what a sibling row says.
+    /// Files whose cases this row runs, where the other cases repeat a sibling row.
     pub(crate) only: Option<&'static [&'static str]>,
-    /// Files and cases (`file::case`) that make no sense for it, though its links promise what they need.
+    /// Files and cases (`file::case`) that do not apply, although the links have their capabilities.
     pub(crate) but: &'static [&'static [&'static str]],
 }
 
@@ -86,8 +86,8 @@ pub(crate) const ROWS: &[Row] = &[
         backends: all,
         caps: TCP,
         environment: None,
-        // Where payload goes, in every way it goes there.
-        only: Some(&["messages", "taking", "one_sided", "mixed", "copies"]),
+        // Every route of payload.
+        only: Some(&["messages", "destinations", "one_sided", "mixed", "copies"]),
         but: &[],
     },
     Row {
@@ -114,8 +114,8 @@ pub(crate) const ROWS: &[Row] = &[
         backends: all,
         caps: TCP,
         environment: None,
-        // Where payload goes, and how a stream's end is told.
-        only: Some(&["messages", "taking", "one_sided", "mixed", "ending", "streams"]),
+        // Every route of payload, and how a stream ends.
+        only: Some(&["messages", "destinations", "one_sided", "mixed", "ending", "streams"]),
         but: &[],
     },
     Row {
@@ -127,7 +127,7 @@ pub(crate) const ROWS: &[Row] = &[
         only: None,
         but: &[],
     },
-    // Each case runs with each UCX once, and where payload goes, and how connections end, over each transport of each.
+    // Each case runs once with each UCX. Cases of payload and of ends run over each transport of each UCX.
     Row {
         name: "ucx1.13+tcp",
         address: UCX_TCP,
@@ -168,7 +168,7 @@ pub(crate) const ROWS: &[Row] = &[
 
 const UCX_TCP: &str = "ucx://127.0.0.1:0?TLS=tcp&NET_DEVICES=lo&versions=any";
 const UCX_SHM: &str = "ucx://127.0.0.1:0?TLS=sysv,cma";
-/// Peers by hand speak over the handshake's stream, or by way of a proxy on it; and UCX does not survive a fork.
+/// Raw peers use the handshake's stream, or a proxy on it. UCX does not survive a fork.
 const UCX_BUT: &[&str] = &[
     "raw_peer",
     "hostile",
@@ -181,16 +181,17 @@ const UCX_BUT: &[&str] = &[
     "fork::a_forked_child_can_build_endpoints",
     "fork::forks_of_a_busy_process_end_and_disturb_no_peer",
 ];
-/// It ends a process that goes on connecting to a worker that is gone (docs/gotchas.md).
+/// UCX 1.13 ends a process that keeps connecting to a closed worker (docs/gotchas.md).
 const UCX_OLDER_TCP_BUT: &[&str] = &[
     "establishing::a_connect_cancelled_at_any_step_leaks_nothing",
     "establishing::an_accept_cancelled_at_any_step_leaks_nothing",
     "establishing::a_connector_stopped_at_any_step_leaks_nothing_at_its_peer",
     "establishing::an_acceptor_stopped_at_any_step_leaks_nothing_at_its_peer",
 ];
-const UCX_AGAIN: &[&str] = &["messages", "taking", "one_sided", "mixed", "ending", "processes", "deaths"];
+const UCX_AGAIN: &[&str] =
+    &["messages", "destinations", "one_sided", "mixed", "ending", "processes", "deaths"];
 
-/// Two connected ends, and what they came from.
+/// Two connected ends, with their endpoints.
 pub(crate) struct Pair {
     /// The connecting end.
     pub(crate) a: Connection,
@@ -201,7 +202,7 @@ pub(crate) struct Pair {
     pub(crate) listener: Listener,
 }
 
-/// All of them, with every way that shm has: a probe of this machine leaves out none.
+/// Returns all backends. Shm reads peers' memory on every machine, whatever its probe measures.
 fn all() -> Vec<Arc<dyn Backend>> {
     let reading = |backend: Arc<dyn Backend>| match backend.name() {
         "shm" => Arc::new(Shm::default().reading_always()),
@@ -219,7 +220,7 @@ fn ucx_newer() -> Vec<Arc<dyn Backend>> {
 }
 
 impl Row {
-    /// Settings of an endpoint with a pool of its own, which shows what is in use.
+    /// Returns a builder whose endpoint has a pool of its own, so that its memory in use can be counted.
     pub(crate) fn builder(&self) -> Builder {
         let builder =
             Endpoint::builder().backends((self.backends)()).pool(Pool::new(64 << 20)).trust_user(true);
@@ -234,16 +235,17 @@ impl Row {
         self.address.parse().unwrap()
     }
 
-    /// Two connected endpoints.
+    /// Connects two endpoints.
     pub(crate) async fn pair(&self) -> Pair {
         self.pair_with(|builder| builder).await
     }
 
-    /// Two connected endpoints with these settings.
-    pub(crate) async fn pair_with(&self, ack: impl Fn(Builder) -> Builder) -> Pair {
-        let (near, far) = (ack(self.builder()).build().unwrap(), ack(self.builder()).build().unwrap());
+    /// Connects two endpoints with these settings.
+    pub(crate) async fn pair_with(&self, configure: impl Fn(Builder) -> Builder) -> Pair {
+        let (near, far) =
+            (configure(self.builder()).build().unwrap(), configure(self.builder()).build().unwrap());
         let listener = far.listen(&self.address()).await.unwrap();
-        let (a, b) = meet(&near, &listener).await;
+        let (a, b) = connect_pair(&near, &listener).await;
         for end in [&a, &b] {
             assert_eq!(end.caps(), self.caps, "the table and {} agree on the caps", self.name);
         }
@@ -251,9 +253,9 @@ impl Row {
     }
 }
 
-/// One more connection from `near` to `listener`: the connecting end, and the accepting one.
-pub(crate) async fn meet(near: &Endpoint, listener: &Listener) -> (Connection, Connection) {
-    // Whichever fails says so at once, instead of leaving the other to wait.
+/// Connects `near` to `listener`. Returns the connecting end and the accepting end.
+pub(crate) async fn connect_pair(near: &Endpoint, listener: &Listener) -> (Connection, Connection) {
+    // Either failure panics at once, instead of leaving the other future waiting.
     tokio::join!(async { near.connect(listener.address()).await.unwrap() }, async {
         listener.accept().await.unwrap()
     })

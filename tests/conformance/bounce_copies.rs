@@ -1,9 +1,9 @@
-//! Large frames that are in no arena, between ends that trust each other: copied once for both, as the two count it, and copied
-//! twice where there is no room, or no trust.
+//! Large frames outside arenas, between ends that trust each other. They are copied once in all, or twice
+//! without room or trust.
 
 use towline::{Arena, Caps, Connection, ErrorKind, Message, Place};
 
-use crate::backends::{Pair, Row, meet};
+use crate::backends::{Pair, Row, connect_pair};
 use crate::content::{assert_frame, assert_message, bytes, message};
 use crate::peer::{ECHO, IGNORE, Peer};
 use crate::polls::{TIMEOUT, eventually, in_time, polled, within};
@@ -22,12 +22,12 @@ cases! {
         received_frames_outlive_a_killed_sender;
 }
 
-/// The least that is deposited.
-const LEAST: usize = 32 << 10;
-/// What one poll copies at most.
+/// The smallest frame that is bounced.
+const BOUNCED_MIN: usize = 32 << 10;
+/// The most that one poll copies.
 const PART: usize = 256 << 10;
-/// What announcements and words copy through the ring.
-const WORDS_LEN: u64 = 4096;
+/// The most that announcements and acknowledgements copy through the ring.
+const PROTOCOL_BYTES: u64 = 4096;
 
 async fn sent(from: &Connection, to: &Connection, message: Message) -> Message {
     let both = async { tokio::join!(from.deliver(message), to.recv()) };
@@ -36,7 +36,7 @@ async fn sent(from: &Connection, to: &Connection, message: Message) -> Message {
     received.unwrap()
 }
 
-/// Sends until the sender knows that its peer takes what comes, and has memory for so much.
+/// Sends until the receiver has granted bounce copies of `len` bytes.
 async fn warm_up(from: &Connection, to: &Connection, len: usize) {
     let warm = async { while !is_bounced(from, to, len).await {} };
     within(TIMEOUT, "bounce copies", warm).await;
@@ -50,7 +50,7 @@ async fn is_bounced(from: &Connection, to: &Connection, len: usize) -> bool {
     bounced > 0
 }
 
-/// Each byte is copied so often by the sender, by the receiver, and in a bounce copy.
+/// Asserts how often the sender copies each byte, the receiver does, and how often in a bounce copy.
 async fn assert_copies(from: &Connection, to: &Connection, len: usize, expected: (u64, u64, u64)) {
     let (near, far) = (from.stats(), to.stats());
     let received = sent(from, to, message(len, &[len])).await;
@@ -63,10 +63,10 @@ async fn assert_copies(from: &Connection, to: &Connection, len: usize, expected:
             to.stats().bytes_copied - far.bytes_copied,
             from.stats().bytes_bounced - near.bytes_bounced,
         );
-        let is = |copied: u64, times: u64| (times * len..times * len + WORDS_LEN).contains(&copied);
+        let is = |copied: u64, times: u64| (times * len..times * len + PROTOCOL_BYTES).contains(&copied);
         is(copied.0, expected.0) && is(copied.1, expected.1) && is(copied.2, expected.2)
     };
-    // Another thread may count what it has just moved.
+    // Another thread may still count its last bytes.
     eventually(&format!("{expected:?} copies of {len} bytes"), as_expected).await;
 }
 
@@ -77,8 +77,8 @@ async fn large_frames_are_copied_once(row: &'static Row) {
         let once = (1, 0, 1);
         let twice = (1, 1, 0);
         for (len, expected) in [
-            (LEAST - 1, twice),
-            (LEAST, once),
+            (BOUNCED_MIN - 1, twice),
+            (BOUNCED_MIN, once),
             (PART - 1, once),
             (PART, once),
             (PART + 1, once),
@@ -88,7 +88,7 @@ async fn large_frames_are_copied_once(row: &'static Row) {
             assert_copies(from, to, len, expected).await;
         }
     }
-    let received = sent(&pair.a, &pair.b, message(1, &[LEAST])).await;
+    let received = sent(&pair.a, &pair.b, message(1, &[BOUNCED_MIN])).await;
     let [frame] = &received.into_parts().1[..] else { panic!("one frame") };
     assert!(frame.clone().try_into_mut().is_err(), "what the sender has is not written here");
 }
@@ -106,12 +106,12 @@ async fn another_process_copies_nothing(row: &'static Row) {
         let after = connection.stats();
         (after.bytes_bounced - before.bytes_bounced, after.bytes_copied - before.bytes_copied)
     };
-    for len in [LEAST, 1 << 20, 16 << 20] {
+    for len in [BOUNCED_MIN, 1 << 20, 16 << 20] {
         let copied_once = async {
             loop {
                 let (bounced, copied) = there_and_back(len).await;
-                // The peer's own bounce copy is warm too.
-                if bounced == len as u64 && copied < bounced + WORDS_LEN {
+                // The peer's own bounce arena is warm too.
+                if bounced == len as u64 && copied < bounced + PROTOCOL_BYTES {
                     return;
                 }
             }
@@ -139,15 +139,15 @@ async fn many_frames_and_arena_frames_share_a_message(row: &'static Row) {
     let after = [pair.a.stats(), pair.b.stats()];
     assert_eq!(after[0].bytes_bounced - before[0].bytes_bounced, large as u64);
     let far = after[1].bytes_copied - before[1].bytes_copied;
-    // The loans, the table, and what is not worth a loan.
+    // The leases, the frame table, and frames below the bounce limit.
     assert!(far < 20_000, "{far} bytes copied by the receiver");
     eventually("the arena has its memory back", || arena.stats().in_use_bytes == 0).await;
 }
 
 async fn messages_both_ways_stay_in_order(row: &'static Row) {
     let pair = row.pair().await;
-    let lengths = |at: usize| [[5, 1000, LEAST, 20_000, PART + 3, 3 << 20][at * 7 % 6], 3000];
-    let pour = async |from: &Connection| {
+    let lengths = |at: usize| [[5, 1000, BOUNCED_MIN, 20_000, PART + 3, 3 << 20][at * 7 % 6], 3000];
+    let send_all = async |from: &Connection| {
         let mut receipts = Vec::new();
         for at in 0..120 {
             receipts.push(from.send(message(at, &lengths(at))).await.unwrap());
@@ -161,7 +161,7 @@ async fn messages_both_ways_stay_in_order(row: &'static Row) {
             assert_message(&to.recv().await.unwrap(), at, &lengths(at));
         }
     };
-    let all = async { tokio::join!(pour(&pair.a), take(&pair.b), pour(&pair.b), take(&pair.a)) };
+    let all = async { tokio::join!(send_all(&pair.a), take(&pair.b), send_all(&pair.b), take(&pair.a)) };
     in_time("all messages", all).await;
     assert!(pair.a.stats().bytes_bounced > 0 && pair.b.stats().bytes_bounced > 0);
 }
@@ -171,7 +171,7 @@ async fn frames_beyond_the_bounce_arena_use_the_receivers_memory(row: &'static R
     let pair = row.pair_with(|builder| builder.bounce_arena(8 << 20)).await;
     warm_up(&pair.a, &pair.b, LEN).await;
     let before = pair.a.stats().bytes_bounced;
-    let pour = async {
+    let send_all = async {
         for at in 0..40 {
             drop(pair.a.send(message(at, &[LEN])).await.unwrap());
         }
@@ -184,7 +184,7 @@ async fn frames_beyond_the_bounce_arena_use_the_receivers_memory(row: &'static R
         }
         kept
     };
-    let ((), kept) = in_time("all messages", async { tokio::join!(pour, keep) }).await;
+    let ((), kept) = in_time("all messages", async { tokio::join!(send_all, keep) }).await;
     let bounced = (pair.a.stats().bytes_bounced - before) / LEN as u64;
     assert!((5..=8).contains(&bounced), "{bounced} MiB of 8");
     for (at, message) in kept.iter().enumerate() {
@@ -197,8 +197,8 @@ async fn frames_beyond_the_bounce_arena_use_the_receivers_memory(row: &'static R
 
 async fn without_room_or_trust_each_end_copies(row: &'static Row) {
     let Pair { a, b, far, listener, near } = row.pair_with(|builder| builder.bounce_arena(0)).await;
-    let distrustful = row.builder().trust_user(false).build().unwrap();
-    let (c, d) = meet(&distrustful, &listener).await;
+    let untrusting = row.builder().trust_user(false).build().unwrap();
+    let (c, d) = connect_pair(&untrusting, &listener).await;
     assert!(a.caps().contains(Caps::LENDS) && !c.caps().contains(Caps::LENDS));
     for (from, to) in [(&a, &b), (&b, &a), (&c, &d), (&d, &c)] {
         for _ in 0..4 {
@@ -213,7 +213,7 @@ async fn a_message_dropped_by_its_sender_arrives(row: &'static Row) {
     let pair = row.pair().await;
     warm_up(&pair.a, &pair.b, LEN).await;
     for number in 0..5 {
-        // Polled once, which submits it.
+        // One poll submits the message.
         let mut sending = Box::pin(pair.a.send(message(number, &[LEN])));
         drop(polled(sending.as_mut(), 1).await);
         drop(sending);
@@ -225,11 +225,11 @@ async fn bounce_copies_return_when_the_receiver_is_killed(row: &'static Row) {
     const LEN: usize = 3 << 20;
     let near = row.builder().bounce_arena(8 << 20).build().unwrap();
     for round in 0..8 {
-        // It holds some, and some are under way, or half copied.
+        // The receiver holds some frames; others are in flight or half copied.
         let (mut peer, address) = Peer::serving(row).await;
         let connection = near.connect(&address).await.unwrap();
         let there = async {
-            // Whatever those before had is back, or nothing would be deposited.
+            // Memory of earlier peers is back, or nothing would be bounced.
             while connection.stats().bytes_bounced < 3 * LEN as u64 {
                 let message = Message::new(ECHO).with_frame(bytes(round, LEN));
                 let (sent, back) = tokio::join!(connection.deliver(message), connection.recv());

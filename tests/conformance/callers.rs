@@ -1,4 +1,4 @@
-//! Whoever calls, from whatever executor, task or thread: the connection works.
+//! Connections work for callers on any executor, task or thread.
 
 use std::collections::BTreeSet;
 use std::sync::Arc;
@@ -38,8 +38,8 @@ cases! {
 
 const LENS: [usize; 4] = [0, 700, 20_000, 2 << 20];
 
-/// A few messages of every size there and back.
-async fn converse(a: &Connection, b: &Connection) {
+/// Exchanges messages of every size, both ways.
+async fn exchange(a: &Connection, b: &Connection) {
     for (at, len) in LENS.into_iter().enumerate() {
         for (from, to) in [(a, b), (b, a)] {
             let both = async { tokio::join!(from.deliver(message(at, &[len, len])), to.recv()) };
@@ -50,7 +50,7 @@ async fn converse(a: &Connection, b: &Connection) {
     }
 }
 
-/// Runs `work` on a thread that knows no tokio.
+/// Runs `work` on a thread outside tokio.
 pub(crate) async fn without_tokio<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
     let thread = thread::spawn(work);
     tokio::task::spawn_blocking(|| thread.join().unwrap()).await.unwrap()
@@ -89,7 +89,7 @@ async fn threads_without_tokio_exchange_messages(row: &'static Row) {
         });
         server.join().unwrap()
     });
-    assert_eq!(in_time("two threads", talk).await, ErrorKind::Closed);
+    assert_eq!(in_time("both threads", talk).await, ErrorKind::Closed);
 }
 
 async fn threads_without_tokio_measure(row: &'static Row) {
@@ -98,7 +98,7 @@ async fn threads_without_tokio_measure(row: &'static Row) {
         let Pair { a, b, near: _near, far: _far, .. } = pair;
         let taking_part = thread::spawn(move || {
             let part = block_on(b.be_measured());
-            // Whoever measures has the answer before this end is gone.
+            // Keep this end until the measuring end has its answer.
             (part, b)
         });
         let explanation = block_on(a.measure()).unwrap();
@@ -135,12 +135,12 @@ async fn blocking_calls_exchange_messages(row: &'static Row) {
             assert_message(&connection.recv_into(BufferMut::with_capacity(len)).unwrap(), at, &[len]);
         }
         assert_eq!(connection.deliver(message(9, &[1])).unwrap_err().kind(), ErrorKind::Rejected);
-        let impatient = connection.clone().with_deadline(Duration::from_millis(50));
-        assert_eq!(impatient.recv().unwrap_err().kind(), ErrorKind::TimedOut);
+        let short_deadline = connection.clone().with_deadline(Duration::from_millis(50));
+        assert_eq!(short_deadline.recv().unwrap_err().kind(), ErrorKind::TimedOut);
         connection.close().unwrap();
         server.join().unwrap()
     });
-    assert_eq!(in_time("two threads", talk).await, ErrorKind::Closed);
+    assert_eq!(in_time("both threads", talk).await, ErrorKind::Closed);
 }
 
 async fn a_burst_arrives_without_a_waiting_sender(row: &'static Row) {
@@ -161,7 +161,7 @@ async fn a_burst_arrives_without_a_waiting_sender(row: &'static Row) {
     in_time("a burst of a task that waits elsewhere", take(0)).await;
     done.send(()).unwrap();
     burst.await.unwrap();
-    // A runtime that nobody runs any more.
+    // A runtime that no thread drives any more.
     let (sender, (done, computing)) = (a.clone(), std::sync::mpsc::channel::<()>());
     let burst = thread::spawn(move || {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
@@ -190,7 +190,7 @@ async fn bursts_of_a_thread_and_a_runtime_all_arrive(row: &'static Row) {
     let idle = thread::spawn(|| {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         runtime.block_on(idle);
-        // From here on nobody runs what the burst left to it.
+        // From here on no thread drives the runtime, and so not the rest of its burst.
         runtime
     });
     let take = async {
@@ -206,7 +206,7 @@ async fn bursts_of_a_thread_and_a_runtime_all_arrive(row: &'static Row) {
             assert_message(&b.recv().await.unwrap(), at, &[10]);
         }
     };
-    in_time("a burst beside an idle runtime", async { tokio::join!(burst(a.clone()), take) }).await;
+    in_time("a burst with an idle runtime", async { tokio::join!(burst(a.clone()), take) }).await;
     idle.shutdown_background();
 }
 
@@ -215,7 +215,7 @@ async fn one_thread_serves_both_ends(row: &'static Row) {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         runtime.block_on(async {
             let pair = row.pair().await;
-            converse(&pair.a, &pair.b).await;
+            exchange(&pair.a, &pair.b).await;
             let (a, b) = (pair.a.clone(), pair.b.clone());
             let sending = tokio::spawn(async move {
                 for at in 0..500 {
@@ -247,7 +247,7 @@ async fn halves_work_in_two_tasks(row: &'static Row) {
                 assert_message(&receiver.recv().await.unwrap(), at, &[LENS[at % 3], 5]);
             }
             assert_eq!(receiver.recv().await.unwrap().header().as_ref(), b"last");
-            // The other half may be gone: this one keeps the connection.
+            // The other half may be dropped: this half keeps the connection open.
             receiver
         });
         (sending, receiving)
@@ -287,7 +287,7 @@ async fn two_tasks_receive_each_message_once(row: &'static Row) {
     for task in tasks {
         let (end, taken) = in_time("a receiver", task).await.unwrap();
         assert_eq!(end, ErrorKind::Closed);
-        assert!(taken.is_sorted(), "each sees them in order");
+        assert!(taken.is_sorted(), "each task receives in order");
         all.extend(taken);
     }
     assert_eq!(all.len(), COUNT);
@@ -324,7 +324,7 @@ async fn many_tasks_send_on_one_connection(row: &'static Row) {
 
 async fn a_task_that_blocks_its_thread_delays_no_other_task(row: &'static Row) {
     let pair = Arc::new(row.pair().await);
-    // It leads the link, and then holds its thread.
+    // This task leads the link, and then blocks its thread.
     let blocking = {
         let b = pair.b.clone();
         tokio::spawn(async move {
@@ -334,7 +334,7 @@ async fn a_task_that_blocks_its_thread_delays_no_other_task(row: &'static Row) {
         })
     };
     in_time("the first", pair.a.deliver(message(0, &[10]))).await.unwrap();
-    let others = async { converse(&pair.a, &pair.b).await };
+    let others = async { exchange(&pair.a, &pair.b).await };
     within(Duration::from_millis(900), "others on the connection", others).await;
     assert_message(&blocking.await.unwrap(), 0, &[10]);
 }
@@ -342,7 +342,7 @@ async fn a_task_that_blocks_its_thread_delays_no_other_task(row: &'static Row) {
 async fn every_way_to_wait_works(row: &'static Row) {
     for wait in [Wait::Spin, Wait::Adaptive, Wait::Sleep] {
         let pair = row.pair_with(|builder| builder.wait(wait)).await;
-        in_time(&format!("{wait:?}"), converse(&pair.a, &pair.b)).await;
+        in_time(&format!("{wait:?}"), exchange(&pair.a, &pair.b)).await;
         in_time("close", pair.a.close()).await.unwrap();
     }
 }
@@ -353,12 +353,12 @@ async fn a_connection_is_used_from_several_runtimes(row: &'static Row) {
         let (a, b) = (pair.a.clone(), pair.b.clone());
         let elsewhere = without_tokio(move || {
             let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-            runtime.block_on(converse(&a, &b));
+            runtime.block_on(exchange(&a, &b));
         });
         in_time("another runtime", elsewhere).await;
-        in_time("this runtime", converse(&pair.a, &pair.b)).await;
+        in_time("this runtime", exchange(&pair.a, &pair.b)).await;
         let (a, b) = (pair.a.clone(), pair.b.clone());
-        in_time("no runtime", without_tokio(move || block_on(converse(&a, &b)))).await;
+        in_time("no runtime", without_tokio(move || block_on(exchange(&a, &b)))).await;
     }
 }
 
@@ -366,7 +366,8 @@ async fn a_detached_send_arrives(row: &'static Row) {
     const LEN: usize = 48 << 20;
     let pair = row.pair_with(|builder| builder.heartbeat(Duration::from_secs(60))).await;
     for turn in 0..3 {
-        // More than a socket takes; dropped once it is under way, and another caller comes, gets what it wants, and goes.
+        // The message exceeds a socket's buffer. Its future is dropped in flight, while another call comes
+        // and ends.
         let mut sending = Box::pin(pair.a.send(message(turn, &[LEN])));
         let submitted = polled(sending.as_mut(), 1).await;
         let incoming = in_time("incoming", pair.b.incoming()).await.unwrap();
@@ -386,7 +387,7 @@ async fn a_detached_send_arrives(row: &'static Row) {
 
 async fn waiting_takes_no_processor_time(row: &'static Row) {
     let pair = row.pair().await;
-    converse(&pair.a, &pair.b).await;
+    exchange(&pair.a, &pair.b).await;
     let waiting: Vec<_> = [&pair.a, &pair.b, &pair.b]
         .map(|end| {
             let end = end.clone();
@@ -400,7 +401,7 @@ async fn waiting_takes_no_processor_time(row: &'static Row) {
     tokio::time::sleep(Duration::from_secs(1)).await;
     let spent = usage::processor_time() - before;
     assert!(spent < Duration::from_millis(200), "{spent:?} of processor time in a second of waiting");
-    // They were waiting indeed.
+    // Assert that they were waiting.
     for at in 0..3 {
         in_time("a message", undelivered.deliver(message(at, &[10]))).await.unwrap();
     }
@@ -411,12 +412,12 @@ async fn waiting_takes_no_processor_time(row: &'static Row) {
     without_reactor.join().unwrap().unwrap();
 }
 
-/// Both ends and two threads that compute have one core between them.
+/// Both ends share one core with two threads that compute.
 async fn adaptive_waiting_is_about_as_fast_as_sleeping_on_a_busy_core(row: &'static Row) {
     let measured = without_tokio(move || {
         let mut core = CpuSet::new();
         core.set(sched_getcpu());
-        // Those who are started from here inherit it, the drivers as well.
+        // Threads started from here inherit the core, the drivers too.
         sched_setaffinity(None, &core).unwrap();
         let over = AtomicBool::new(false);
         thread::scope(|scope| {
@@ -432,11 +433,11 @@ async fn adaptive_waiting_is_about_as_fast_as_sleeping_on_a_busy_core(row: &'sta
         })
     });
     let [asleep, adaptive] = in_time("two ends on one core", measured).await;
-    // A yield to either of the others takes milliseconds there, and one in two is made to them.
+    // Each yield to a computing thread takes milliseconds, and every second yield is one.
     assert!(adaptive < asleep * 3 + Duration::from_micros(500), "adaptive {adaptive:?}, asleep {asleep:?}");
 }
 
-/// The time that half the messages there and back take, between two threads.
+/// Returns the median time of a round trip between two threads.
 fn round_trip(row: &'static Row, wait: Wait) -> Duration {
     let endpoint = || blocking::Endpoint::from(row.builder().wait(wait).build().unwrap());
     let (near, listener) = (endpoint(), endpoint().listen(&row.address()).unwrap());
@@ -471,5 +472,5 @@ async fn building_an_endpoint_without_a_thread_fails_with_io(row: &'static Row) 
     setrlimit(Resource::Data, before).unwrap();
     assert_eq!(built.map(drop).unwrap_err().kind(), ErrorKind::Io);
     let pair = row.pair().await;
-    in_time("afterwards", converse(&pair.a, &pair.b)).await;
+    in_time("afterwards", exchange(&pair.a, &pair.b)).await;
 }

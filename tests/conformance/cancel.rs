@@ -1,13 +1,13 @@
-//! A dropped future loses nothing and breaks nothing, whenever it is dropped.
+//! A future may be dropped at any time: no message is lost, and the connection stays usable.
 //!
-//! Every future is polled `n` times and then dropped, for `n` from none until it is done.
+//! Each future is polled `n` times and then dropped, for `n` from zero until it completes.
 
 use std::pin::pin;
 use std::time::{Duration, Instant};
 
 use towline::{BufferMut, Connection, Destination, ErrorKind, Message};
 
-use crate::backends::{Pair, Row, meet};
+use crate::backends::{Pair, Row, connect_pair};
 use crate::content::{assert_message, bytes, message, number};
 use crate::polls::{TIMEOUT, eventually, in_time, polled};
 use crate::suite::cases;
@@ -30,7 +30,7 @@ cases! {
         a_dropped_put_ends_by_itself;
 }
 
-/// Beyond that, a future is awaited.
+/// Past this many polls, a future is awaited.
 const POLLS_MAX: usize = 40;
 
 /// Empty, small, large.
@@ -49,7 +49,7 @@ fn send_numbered(from: &Connection, count: usize) -> tokio::task::JoinHandle<()>
     tokio::spawn(async move {
         for at in 0..count {
             from.send(message(at, &lengths(at))).await.unwrap();
-            // A pause now and then lets the receiver run dry, which is when it is dropped while it waits.
+            // A pause now and then empties the receiver, so that its futures are dropped while they wait.
             if at % 5 == 0 {
                 tokio::time::sleep(Duration::from_micros(300)).await;
             }
@@ -62,8 +62,8 @@ fn assert_numbered(message: &Message, at: usize) {
     assert_message(message, at, &lengths(at));
 }
 
-/// Both ends gave back what they took, and still talk.
-async fn assert_whole(pair: &Pair) {
+/// Asserts that both ends freed their memory and still exchange messages.
+async fn assert_usable(pair: &Pair) {
     for (from, to) in [(&pair.a, &pair.b), (&pair.b, &pair.a)] {
         for len in [10, 100_000] {
             let (sent, taken) = in_time("a message afterwards", async {
@@ -78,8 +78,8 @@ async fn assert_whole(pair: &Pair) {
     eventually("the pools have their memory back", || in_use() == [0, 0]).await;
 }
 
-/// Receives `count` messages with futures that `attempt` makes, polls so often, and drops.
-async fn take_with_drops<F, T>(
+/// Receives `count` messages with futures that are polled a few times and then dropped.
+async fn receive_with_drops<F, T>(
     row: &Row,
     attempt: impl Fn(Connection) -> F,
     message_of: impl AsyncFn(T) -> Message,
@@ -95,7 +95,7 @@ async fn take_with_drops<F, T>(
         for polls in 0..POLLS_MAX {
             assert!(
                 Instant::now() < limit,
-                "{taken} of {COUNT} messages came, {dropped} futures were dropped"
+                "{taken} of {COUNT} messages arrived, {dropped} futures were dropped"
             );
             let mut receiving = pin!(attempt(pair.b.clone()));
             match polled(receiving.as_mut(), polls).await {
@@ -110,22 +110,22 @@ async fn take_with_drops<F, T>(
     }
     assert!(dropped >= COUNT, "{dropped} futures were dropped before they were done");
     sending.await.unwrap();
-    assert_whole(&pair).await;
+    assert_usable(&pair).await;
 }
 
 async fn a_dropped_recv_loses_no_message(row: &'static Row) {
-    take_with_drops(row, |from| async move { from.recv().await.unwrap() }, async |message| message).await;
+    receive_with_drops(row, |from| async move { from.recv().await.unwrap() }, async |message| message).await;
 }
 
 async fn a_dropped_incoming_future_loses_no_message(row: &'static Row) {
     let accept = async |incoming: towline::Incoming| in_time("accept", incoming.accept()).await.unwrap();
-    take_with_drops(row, |from| async move { from.incoming().await.unwrap() }, accept).await;
+    receive_with_drops(row, |from| async move { from.incoming().await.unwrap() }, accept).await;
 }
 
 async fn a_dropped_recv_into_loses_no_message(row: &'static Row) {
     let into =
         |from: Connection| async move { from.recv_into(BufferMut::with_capacity(300_000)).await.unwrap() };
-    take_with_drops(row, into, async |message| message).await;
+    receive_with_drops(row, into, async |message| message).await;
 }
 
 async fn the_receive_call_may_change_after_a_drop(row: &'static Row) {
@@ -138,7 +138,7 @@ async fn the_receive_call_may_change_after_a_drop(row: &'static Row) {
         if taken == COUNT {
             break;
         }
-        assert!(Instant::now() < limit, "{taken} of {COUNT} messages came");
+        assert!(Instant::now() < limit, "{taken} of {COUNT} messages arrived");
         let polls = 1 + turn % 3;
         let message = match turn % 7 {
             0..3 => polled(pin!(pair.b.recv()), polls).await.transpose().unwrap(),
@@ -157,10 +157,11 @@ async fn the_receive_call_may_change_after_a_drop(row: &'static Row) {
         }
     }
     sending.await.unwrap();
-    assert_whole(&pair).await;
+    assert_usable(&pair).await;
 }
 
-/// Sends with futures that `attempt` makes, polls so often, and drops: each that was polled at all leaves, in order.
+/// Sends with futures that are polled a few times and then dropped. Each that was polled at all is sent, in
+/// order.
 async fn send_with_drops<F, T>(row: &Row, attempt: impl Fn(Connection, Message) -> F)
 where
     F: Future<Output = T>,
@@ -189,7 +190,7 @@ where
     }
     in_time("the last message", pair.a.deliver(Message::new("last"))).await.unwrap();
     assert_eq!(in_time("the receiver", taking).await.unwrap(), submitted);
-    assert_whole(&pair).await;
+    assert_usable(&pair).await;
 }
 
 async fn a_dropped_send_is_still_sent(row: &'static Row) {
@@ -202,7 +203,7 @@ async fn a_dropped_deliver_is_still_sent(row: &'static Row) {
 
 async fn a_dropped_accept_accepts_or_rejects(row: &'static Row) {
     let pair = row.pair().await;
-    let mut words = [0, 0];
+    let mut outcomes = [0, 0];
     for at in 0..200 {
         let polls = at / 8 % 6;
         let take = async {
@@ -218,16 +219,16 @@ async fn a_dropped_accept_accepts_or_rejects(row: &'static Row) {
         let sending = pair.a.deliver(message(at, &lengths(at)));
         let (sent, ()) = in_time("a dropped accept", async { tokio::join!(sending, take) }).await;
         match sent {
-            Ok(()) => words[0] += 1,
+            Ok(()) => outcomes[0] += 1,
             Err(error) => {
                 assert_eq!(error.kind(), ErrorKind::Rejected, "{error}");
-                assert_eq!(polls, 0, "an accept that was polled has begun");
-                words[1] += 1;
+                assert_eq!(polls, 0, "a polled accept does not reject");
+                outcomes[1] += 1;
             }
         }
     }
-    assert!(words[0] > 0 && words[1] > 0, "{words:?} were delivered and rejected");
-    assert_whole(&pair).await;
+    assert!(outcomes[0] > 0 && outcomes[1] > 0, "{outcomes:?} were delivered and rejected");
+    assert_usable(&pair).await;
 }
 
 async fn a_dropped_receipt_future_has_no_effect(row: &'static Row) {
@@ -245,28 +246,28 @@ async fn a_dropped_receipt_future_has_no_effect(row: &'static Row) {
         let ((), taken) = in_time("a message", async { tokio::join!(send, take) }).await;
         assert_numbered(&taken, at);
     }
-    assert_whole(&pair).await;
+    assert_usable(&pair).await;
 }
 
 async fn a_dropped_connect_leaves_the_listener_usable(row: &'static Row) {
     let pair = row.pair().await;
     let (mut connected, mut polls) = (0, 0);
     while connected < 3 {
-        // The handshake runs on the driver: more polls are more time.
+        // The handshake runs on the driver: more polls give it more time.
         if let Some(result) = polled(pin!(pair.near.connect(pair.listener.address())), polls).await {
             result.unwrap();
             connected += 1;
         }
         polls += 1 + polls / 4;
     }
-    // Those that were dropped may or may not have arrived; the rest of the world goes on.
+    // The dropped ones may have arrived or not. Other connections are not affected.
     let far = pair.far.clone();
     let fresh = far.listen(&row.address()).await.unwrap();
-    let (a, b) = in_time("another connection", meet(&pair.near, &fresh)).await;
+    let (a, b) = in_time("another connection", connect_pair(&pair.near, &fresh)).await;
     let (sent, taken) = tokio::join!(a.deliver(message(1, &[5])), b.recv());
     sent.unwrap();
     assert_message(&taken.unwrap(), 1, &[5]);
-    assert_whole(&pair).await;
+    assert_usable(&pair).await;
 }
 
 async fn a_dropped_listener_accept_loses_no_peer(row: &'static Row) {
@@ -300,7 +301,7 @@ async fn a_dropped_close_still_closes(row: &'static Row) {
         if submitted {
             assert_eq!(in_time("the end", pair.b.recv()).await.unwrap_err().kind(), ErrorKind::Closed);
         } else {
-            assert_whole(&pair).await;
+            assert_usable(&pair).await;
         }
     }
 }
@@ -318,8 +319,8 @@ async fn a_dropped_get_ends_by_itself(row: &'static Row) {
     let got = in_time("a get", pair.a.get(&region.remote(), 5, BufferMut::with_capacity(100))).await.unwrap();
     assert_eq!(got.as_slice().unwrap(), &bytes(3, LEN)[5..105]);
     let memory = in_time("revoke", region.revoke()).await;
-    assert!(memory.try_into_mut().is_ok(), "nobody else holds the region's memory");
-    assert_whole(&pair).await;
+    assert!(memory.try_into_mut().is_ok(), "no other handle holds the region's memory");
+    assert_usable(&pair).await;
 }
 
 async fn a_dropped_put_ends_by_itself(row: &'static Row) {
@@ -336,5 +337,5 @@ async fn a_dropped_put_ends_by_itself(row: &'static Row) {
     in_time("a put", pair.a.put(&region.remote(), 0, bytes(4, LEN).into())).await.unwrap();
     let memory = in_time("revoke", region.revoke()).await;
     assert!(memory.as_slice().unwrap() == bytes(4, LEN));
-    assert_whole(&pair).await;
+    assert_usable(&pair).await;
 }

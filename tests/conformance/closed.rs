@@ -1,10 +1,10 @@
-//! The end of a connection is noticed without receiving, and returns its descriptors whoever holds a handle.
+//! The end of a connection is detected without a receive, and returns its descriptors while handles are kept.
 
 use std::time::Duration;
 
 use towline::{Connection, ErrorKind, blocking};
 
-use crate::backends::{Pair, Row, meet};
+use crate::backends::{Pair, Row, connect_pair};
 use crate::content::{assert_message, message};
 use crate::peer::Peer;
 use crate::polls::{eventually, in_time, pending, polled, within};
@@ -13,15 +13,15 @@ use crate::usage;
 
 cases! {
     ANY:
-        the_end_is_noticed_although_nobody_receives,
+        the_end_is_detected_without_a_receive,
         waiting_for_the_end_takes_no_message,
         a_thread_waits_for_the_end,
-        descriptors_return_at_the_end_though_handles_are_kept;
+        descriptors_return_at_the_end_while_handles_are_kept;
     CROSS_PROCESS:
-        a_killed_peer_is_noticed_although_nobody_receives;
+        a_killed_peer_is_detected_without_a_receive;
 }
 
-/// The longest time in which an end of any kind is noticed.
+/// Limit for detecting an end of any kind.
 const END_TIME: Duration = Duration::from_secs(3);
 
 /// One way in which a connection ends, with the kinds that this end and the other report.
@@ -41,11 +41,11 @@ const ENDS: [End; 2] = [
     (Connection::abort, &[ErrorKind::Closed], &[ErrorKind::PeerLost, ErrorKind::Closed]),
 ];
 
-async fn the_end_is_noticed_although_nobody_receives(row: &'static Row) {
+async fn the_end_is_detected_without_a_receive(row: &'static Row) {
     let pair = row.pair().await;
     for (end, near_kinds, far_kinds) in ENDS {
         for is_swapped in [false, true] {
-            let (a, b) = meet(&pair.near, &pair.listener).await;
+            let (a, b) = connect_pair(&pair.near, &pair.listener).await;
             let (near, far) = if is_swapped { (b, a) } else { (a, b) };
             assert!(near.close_reason().is_none() && far.close_reason().is_none());
             pending("the end", far.closed()).await;
@@ -98,9 +98,9 @@ async fn a_thread_waits_for_the_end(row: &'static Row) {
     assert_eq!(in_time("the thread", why).await.unwrap().unwrap().kind(), ErrorKind::Closed);
 }
 
-/// Handles and calls of one connection at both ends, kept over its end.
+/// Opens a connection and uses it. Returns handles of both ends.
 async fn used(pair: &Pair, turn: usize) -> (Connection, Connection) {
-    let (a, b) = meet(&pair.near, &pair.listener).await;
+    let (a, b) = connect_pair(&pair.near, &pair.listener).await;
     let lengths = [100, if turn.is_multiple_of(2) { 100_000 } else { 0 }];
     let both = async { tokio::join!(a.deliver(message(turn, &lengths)), b.recv()) };
     let (sent, taken) = in_time("a message", both).await;
@@ -117,11 +117,11 @@ async fn used(pair: &Pair, turn: usize) -> (Connection, Connection) {
     (a, b)
 }
 
-async fn descriptors_return_at_the_end_though_handles_are_kept(row: &'static Row) {
+async fn descriptors_return_at_the_end_while_handles_are_kept(row: &'static Row) {
     const COUNT: usize = 20;
     // A bounce arena stays as long as its endpoint, and has descriptors.
     let pair = row.pair_with(|builder| builder.bounce_arena(0)).await;
-    // The first connection may make what the process keeps.
+    // The first connection may create what the process keeps.
     let (a, b) = used(&pair, 0).await;
     in_time("close", a.close()).await.unwrap();
     in_time("the end", b.closed()).await;
@@ -141,7 +141,7 @@ async fn descriptors_return_at_the_end_though_handles_are_kept(row: &'static Row
         within(END_TIME, "the end", other.closed()).await;
     }
     eventually("as many descriptors as before", || usage::descriptors() <= before).await;
-    // The handles still tell what they told before, and calls on them fail.
+    // The handles return the same facts as before, and calls on them fail.
     for (a, b) in &kept {
         for end in [a, b] {
             assert_eq!(end.caps(), row.caps);
@@ -156,7 +156,7 @@ async fn descriptors_return_at_the_end_though_handles_are_kept(row: &'static Row
     }
 }
 
-async fn a_killed_peer_is_noticed_although_nobody_receives(row: &'static Row) {
+async fn a_killed_peer_is_detected_without_a_receive(row: &'static Row) {
     let endpoint = row.builder().bounce_arena(0).build().unwrap();
     let mut before = None;
     let mut kept = Vec::new();
@@ -177,7 +177,7 @@ async fn a_killed_peer_is_noticed_although_nobody_receives(row: &'static Row) {
                 eventually(&what, || usage::descriptors() <= before).await;
             }
             None => {
-                // The first connection may make what the process keeps.
+                // The first connection may create what the process keeps.
                 tokio::time::sleep(Duration::from_millis(500)).await;
                 before = Some(usage::descriptors());
             }

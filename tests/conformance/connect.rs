@@ -1,4 +1,4 @@
-//! Connecting, to whoever is or is not there.
+//! Connecting to addresses with and without a listener.
 
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -8,7 +8,7 @@ use tokio::net::TcpListener;
 use towline::backend::Mem;
 use towline::{Address, CandidateState, Connection, ErrorKind, Scheme};
 
-use crate::backends::{Row, meet};
+use crate::backends::{Row, connect_pair};
 use crate::content::{assert_message, message};
 use crate::peer::{Home, Peer, echo};
 use crate::polls::{all, in_time, within};
@@ -57,7 +57,7 @@ async fn the_path_names_the_chosen_backend(row: &'static Row) {
     let pair = row.pair().await;
     let scheme = row.address().scheme();
     let backend = scheme.backend().unwrap();
-    // What stays in the process needs no hiding.
+    // Data within a process needs no encryption.
     let encryption = if scheme.is_encrypted() { "tls" } else { "none" };
     for end in [&pair.a, &pair.b] {
         let path = end.path();
@@ -86,8 +86,8 @@ async fn the_path_names_the_chosen_backend(row: &'static Row) {
 async fn an_address_without_a_listener_is_refused(row: &'static Row) {
     let pair = row.pair().await;
     let address = match row.address().name() {
-        Some(_) => Address::mem("nobody-has-this-name").unwrap(),
-        // Bound, and not listening: nobody else gets it meanwhile.
+        Some(_) => Address::mem("no-such-name").unwrap(),
+        // A port that was bound and never listened, so that no other process takes it.
         None => {
             let socket = std::net::TcpListener::bind((row.address().host(), 0)).unwrap();
             let port = socket.local_addr().unwrap().port();
@@ -107,10 +107,10 @@ async fn the_towline_scheme_chooses_the_first_path_that_reaches(row: &'static Ro
         let candidates = connection.path().candidates();
         candidates.iter().find(|candidate| candidate.name == name).map(|candidate| candidate.state)
     };
-    // Within the process.
+    // Within a process.
     let (near, far) = (row.endpoint(), row.endpoint());
     let listener = far.listen(&open).await.unwrap();
-    let (a, b) = in_time("a connection", meet(&near, &listener)).await;
+    let (a, b) = in_time("a connection", connect_pair(&near, &listener)).await;
     for end in [&a, &b] {
         assert_eq!(end.path().chosen(), "mem");
         assert_eq!(state_of(end, "tcp"), Some(CandidateState::Available));
@@ -125,18 +125,18 @@ async fn the_towline_scheme_chooses_the_first_path_that_reaches(row: &'static Ro
     in_time("close", a.close()).await.unwrap();
     assert_eq!(in_time("the end", b.recv()).await.unwrap_err().kind(), ErrorKind::Closed);
 
-    // Between processes.
+    // Between two processes.
     let (_peer, address) = Peer::listening("serve", row, Home::Here, &open.to_string()).await;
     let connection = in_time("a connection", near.connect(&address)).await.unwrap();
     assert_eq!(connection.path().chosen(), "shm");
     assert_eq!(state_of(&connection, "mem"), Some(CandidateState::Refused));
     echo(&connection, 100_000).await;
 
-    // One path alone, which the other end has not got.
+    // The only path of one end is missing at the other.
     let only_mem = row.builder().backends(vec![Arc::new(Mem)]).build().unwrap();
     let error = in_time("connect", only_mem.connect(&address)).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Unavailable, "{error}");
-    assert!(error.to_string().contains("another process"), "it says why: {error}");
+    assert!(error.to_string().contains("another process"), "it gives the reason: {error}");
 }
 
 async fn a_name_is_resolved(row: &'static Row) {
@@ -144,7 +144,7 @@ async fn a_name_is_resolved(row: &'static Row) {
     let by_name = format!("{}://localhost:0", row.address().scheme()).parse().unwrap();
     let listener = pair.far.listen(&by_name).await.unwrap();
     assert_eq!(listener.address().host(), "localhost");
-    let (a, b) = in_time("a connection", meet(&pair.near, &listener)).await;
+    let (a, b) = in_time("a connection", connect_pair(&pair.near, &listener)).await;
     let (sent, taken) = tokio::join!(a.deliver(message(1, &[10])), b.recv());
     sent.unwrap();
     assert_message(&taken.unwrap(), 1, &[10]);
@@ -154,22 +154,22 @@ async fn a_name_that_does_not_resolve_is_unavailable(row: &'static Row) {
     let endpoint = row.builder().connect_time(Duration::from_secs(5)).build().unwrap();
     let address = format!("{}://no-such-host.invalid:7000", row.address().scheme()).parse().unwrap();
     let error = within(Duration::from_secs(8), "connect", endpoint.connect(&address)).await.unwrap_err();
-    // A resolver without an answer takes its time.
+    // A resolver that gets no answer may use the whole limit.
     assert!(matches!(error.kind(), ErrorKind::Unavailable | ErrorKind::TimedOut), "{error}");
     assert!(error.to_string().contains("no-such-host.invalid"), "{error}");
     let error = within(Duration::from_secs(12), "listen", endpoint.listen(&address)).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Unavailable, "{error}");
 }
 
-/// A server that is no Towline endpoint, and where it listens.
-async fn strange_server(row: &Row) -> (TcpListener, Address) {
+/// Returns a server that does not speak Towline, and its address.
+async fn foreign_server(row: &Row) -> (TcpListener, Address) {
     let listener = TcpListener::bind((row.address().host(), 0)).await.unwrap();
     let port = listener.local_addr().unwrap().port();
     (listener, Address::new(row.address().scheme(), row.address().host(), port).unwrap())
 }
 
 async fn a_silent_server_times_out(row: &'static Row) {
-    let (_server, address) = strange_server(row).await;
+    let (_server, address) = foreign_server(row).await;
     let endpoint = row.builder().handshake_time(Duration::from_millis(500)).build().unwrap();
     let began = Instant::now();
     let error = within(Duration::from_secs(3), "connect", endpoint.connect(&address)).await.unwrap_err();
@@ -178,29 +178,29 @@ async fn a_silent_server_times_out(row: &'static Row) {
 }
 
 async fn a_server_that_closes_is_lost(row: &'static Row) {
-    let (server, address) = strange_server(row).await;
-    let hanging_up = tokio::spawn(async move { drop(server.accept().await.unwrap()) });
+    let (server, address) = foreign_server(row).await;
+    let closing = tokio::spawn(async move { drop(server.accept().await.unwrap()) });
     let error = in_time("connect", row.endpoint().connect(&address)).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::PeerLost, "{error}");
-    hanging_up.await.unwrap();
+    closing.await.unwrap();
 }
 
 async fn a_server_of_another_kind_is_refused(row: &'static Row) {
-    let (server, address) = strange_server(row).await;
+    let (server, address) = foreign_server(row).await;
     let answering = tokio::spawn(async move {
         for answer in
             ["HTTP/1.1 400 Bad Request\r\n\r\n", "SSH-2.0-OpenSSH_9.6\r\n", "\x15\x03\x01\x00\x02\x02\x28"]
         {
             let (mut stream, _) = server.accept().await.unwrap();
             stream.write_all(answer.as_bytes()).await.unwrap();
-            // Until the connector has gone.
+            // Wait until the connector has closed.
             let _ = stream.read_to_end(&mut Vec::new()).await;
         }
     });
-    for said in ["HTTP/1.1", "SSH-2.0", "TLS"] {
+    for quoted in ["HTTP/1.1", "SSH-2.0", "TLS"] {
         let error = in_time("connect", row.endpoint().connect(&address)).await.unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Refused, "{error}");
-        assert!(error.to_string().contains(said), "it shows what was said: {error}");
+        assert!(error.to_string().contains(quoted), "it quotes the answer: {error}");
     }
     answering.await.unwrap();
 }

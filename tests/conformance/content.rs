@@ -1,4 +1,4 @@
-//! Bytes that tell where they belong: a shifted, swapped or torn payload does not pass for the right one.
+//! Bytes with a position: shifted, swapped or torn payload does not pass for the right one.
 
 use std::sync::LazyLock;
 
@@ -20,7 +20,7 @@ static BLOCK: LazyLock<Vec<u8>> = LazyLock::new(|| {
     block
 });
 
-/// `len` bytes, others for every `seed`.
+/// Returns `len` bytes, different for each `seed`.
 pub(crate) fn bytes(seed: usize, len: usize) -> Vec<u8> {
     let mut bytes = Vec::with_capacity(len);
     for run in runs(seed, 0, len) {
@@ -29,7 +29,7 @@ pub(crate) fn bytes(seed: usize, len: usize) -> Vec<u8> {
     bytes
 }
 
-/// Whether these are the bytes of `seed` from `offset` on.
+/// Asserts that these are the bytes of `seed` from `offset` on.
 #[track_caller]
 pub(crate) fn assert_bytes(actual: &[u8], seed: usize, offset: usize) {
     let mut rest = actual;
@@ -44,7 +44,7 @@ pub(crate) fn assert_bytes(actual: &[u8], seed: usize, offset: usize) {
     }
 }
 
-/// Whether `frame` holds all the bytes of `seed`, in whatever place.
+/// Asserts that `frame` holds all bytes of `seed`, in any place.
 #[track_caller]
 pub(crate) fn assert_frame(frame: &Buffer, seed: usize, len: usize) {
     assert_eq!(frame.len(), len, "the frame's length (seed {seed})");
@@ -54,20 +54,20 @@ pub(crate) fn assert_frame(frame: &Buffer, seed: usize, len: usize) {
     }
 }
 
-/// A message whose header is its number, with one frame for each length.
+/// Returns a message with its number as header, and a frame of each length.
 pub(crate) fn message(number: usize, lengths: &[usize]) -> Message {
     let frame = |(at, len): (usize, &usize)| Buffer::from(bytes(number + at, *len));
     let frames = lengths.iter().enumerate().map(frame).collect();
     Message::from_parts((number as u64).to_le_bytes().to_vec(), frames)
 }
 
-/// The number of a message.
+/// Returns the number of a message.
 #[track_caller]
 pub(crate) fn number(header: &[u8]) -> usize {
     u64::from_le_bytes(header.try_into().expect("the header is a number")) as usize
 }
 
-/// Whether this is what [`message`] made.
+/// Asserts that [`message`] made this message.
 #[track_caller]
 pub(crate) fn assert_message(message: &Message, number: usize, lengths: &[usize]) {
     assert_eq!(self::number(message.header()), number, "the message's number");

@@ -1,4 +1,4 @@
-//! Where a backend promises not to copy, it does not.
+//! Backends that promise not to copy do not copy.
 
 use towline::{BufferMut, Destination};
 
@@ -65,7 +65,7 @@ async fn payload_goes_straight_into_one_buffer(row: &'static Row) {
 async fn a_receiver_that_names_its_destinations_again_gets_no_copies(row: &'static Row) {
     const LEN: usize = 200_000;
     let pair = row.pair().await;
-    // In pool memory, where the next ones may stream ahead.
+    // In pool memory, to which later messages may use pre-granted credit.
     for number in 0..5 {
         let both = async { tokio::join!(pair.a.deliver(message(number, &[LEN])), pair.b.recv()) };
         let (sent, taken) = in_time("a message", both).await;
@@ -90,7 +90,7 @@ async fn a_receiver_that_names_its_destinations_again_gets_no_copies(row: &'stat
         assert_message(&taken, number, &[LEN]);
         copied.push(pair.b.stats().bytes_copied - before);
     }
-    // What was under way before the sender knew may have been.
+    // The first messages may have left before the sender received the change.
     assert_eq!(copied[2..], [0; 4], "bytes copied for each message: {copied:?}");
 }
 
@@ -104,7 +104,7 @@ async fn the_receiver_gets_the_senders_own_buffers(row: &'static Row) {
         let frames = taken.unwrap().into_parts().1;
         assert_eq!(frames.iter().map(|frame| frame.as_ptr()).collect::<Vec<_>>(), starts);
         for frame in frames {
-            assert!(frame.try_into_mut().is_ok(), "and nobody else holds them");
+            assert!(frame.try_into_mut().is_ok(), "no other handle holds them");
         }
         assert_nothing_copied(&pair);
     }

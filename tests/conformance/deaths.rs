@@ -1,5 +1,5 @@
-//! Peers of one host that are killed at any step: noticed within milliseconds, after everything that had come; and nothing of
-//! either end is left anywhere.
+//! Peers of one host that are killed at any step. Their death is detected within milliseconds, after all
+//! messages they sent, and no resource of either end stays.
 
 use std::collections::BTreeSet;
 use std::fs;
@@ -11,8 +11,8 @@ use towline::{Connection, Endpoint, Error, ErrorKind, Listener, Wait};
 
 use crate::backends::Row;
 use crate::content::{assert_message, message};
-use crate::mixed::{Dice, lengths, seeds};
-use crate::peer::{Home, Peer, SAID, echo};
+use crate::mixed::{Random, lengths, seeds};
+use crate::peer::{Home, Peer, SENT_COUNT, echo};
 use crate::polls::{eventually, in_time, within};
 use crate::suite::cases;
 use crate::usage;
@@ -25,20 +25,20 @@ cases! {
         a_survivor_frees_all_resources;
 }
 
-const DEATHS: usize = 200;
-/// What 99 of 100 deaths are noticed in. On a quiet machine it is a tenth of that, which is printed.
-const NOTICE_TIME: Duration = Duration::from_millis(100);
+const KILLS: usize = 200;
+/// Limit for 99 of 100 kills. A quiet machine needs a tenth of it; the case prints its times.
+const DETECTION_TIME: Duration = Duration::from_millis(100);
 const WAITS: [Wait; 3] = [Wait::Adaptive, Wait::Sleep, Wait::Spin];
 
-/// Takes what a peer pours until the end, each message whole: how many came, the end, and when.
-async fn take_all(connection: Connection, seed: usize) -> (usize, Error, Instant) {
+/// Receives and checks messages until the end. Returns their count, the error, and its time.
+async fn receive_all(connection: Connection, seed: usize) -> (usize, Error, Instant) {
     for at in 0.. {
         match connection.recv().await {
             Ok(taken) => assert_message(&taken, at, &lengths(seed, at)),
             Err(end) => return (at, end, Instant::now()),
         }
     }
-    unreachable!("nobody pours for ever")
+    unreachable!("the peer is killed")
 }
 
 async fn a_killed_peer_is_detected_within_milliseconds(row: &'static Row) {
@@ -50,14 +50,14 @@ async fn a_killed_peer_is_detected_within_milliseconds(row: &'static Row) {
     }
     let (_other_peer, other) = Peer::serving(row).await;
     let other = ends[0].0.connect(&other).await.unwrap();
-    let (mut times, mut came) = (Vec::new(), 0);
-    for seed in seeds(0..DEATHS) {
-        let mut dice = Dice::new(seed, 200);
+    let (mut times, mut received) = (Vec::new(), 0);
+    for seed in seeds(0..KILLS) {
+        let mut random = Random::new(seed, 200);
         let (_, listener) = &ends[seed % WAITS.len()];
-        let mut peer = Peer::start("pour", row, Home::Here, &listener.address().to_string());
+        let mut peer = Peer::start("send-until-lost", row, Home::Here, &listener.address().to_string());
         let connection = in_time("the peer", listener.accept()).await.unwrap();
         in_time("the seed", connection.deliver(message(seed, &[]))).await.unwrap();
-        let taking = tokio::spawn(take_all(connection.clone(), seed));
+        let taking = tokio::spawn(receive_all(connection.clone(), seed));
         let sending = tokio::spawn(async move {
             loop {
                 if let Err(failed) =
@@ -67,14 +67,14 @@ async fn a_killed_peer_is_detected_within_milliseconds(row: &'static Row) {
                 }
             }
         });
-        tokio::time::sleep(Duration::from_micros(dice.below(10_000) as u64)).await;
-        let gone = peer.kill();
-        let (count, end, noticed) = within(Duration::from_secs(2), "the end", taking).await.unwrap();
+        tokio::time::sleep(Duration::from_micros(random.below(10_000) as u64)).await;
+        let killed_at = peer.kill();
+        let (count, end, detected) = within(Duration::from_secs(2), "the end", taking).await.unwrap();
         assert_eq!(end.kind(), ErrorKind::PeerLost, "seed {seed}: {end}");
         let end = within(Duration::from_secs(2), "the end", sending).await.unwrap();
         assert_eq!(end.kind(), ErrorKind::PeerLost, "seed {seed}: {end}");
-        came += count;
-        times.push(noticed.saturating_duration_since(gone));
+        received += count;
+        times.push(detected.saturating_duration_since(killed_at));
         if seed % 10 == 0 {
             echo(&other, 20_000).await;
         }
@@ -82,13 +82,13 @@ async fn a_killed_peer_is_detected_within_milliseconds(row: &'static Row) {
     times.sort();
     let p99 = times[times.len() * 99 / 100 - usize::from(times.len() > 1)];
     println!(
-        "{} deaths noticed: p50 {:?}, p99 {p99:?}, last {:?}",
+        "{} deaths detected: p50 {:?}, p99 {p99:?}, last {:?}",
         times.len(),
         times[times.len() / 2],
         times.last()
     );
-    assert!(came > 0, "they were killed in the middle of something");
-    assert!(p99 < NOTICE_TIME, "p99 is {p99:?}");
+    assert!(received > 0, "messages arrived before the kills");
+    assert!(p99 < DETECTION_TIME, "p99 is {p99:?}");
     for (endpoint, _) in &ends {
         eventually("all memory is back", || endpoint.pool().stats().in_use_bytes == 0).await;
     }
@@ -98,12 +98,12 @@ async fn messages_of_a_killed_peer_are_still_received(row: &'static Row) {
     let endpoint = row.endpoint();
     let listener = endpoint.listen(&row.address()).await.unwrap();
     for delay in [0, 1, 30] {
-        let mut peer = Peer::start("say", row, Home::Here, &listener.address().to_string());
+        let mut peer = Peer::start("send-and-stay", row, Home::Here, &listener.address().to_string());
         let connection = in_time("the peer", listener.accept()).await.unwrap();
-        assert_eq!(peer.line().await, "said");
+        assert_eq!(peer.line().await, "sent");
         peer.kill();
         tokio::time::sleep(Duration::from_millis(delay)).await;
-        for at in 0..SAID {
+        for at in 0..SENT_COUNT {
             assert_message(&in_time("what was sent", connection.recv()).await.unwrap(), at, &[at * 500]);
         }
         let end = in_time("the end", connection.recv()).await.unwrap_err();
@@ -111,32 +111,32 @@ async fn messages_of_a_killed_peer_are_still_received(row: &'static Row) {
     }
 }
 
-/// What a process has of the host.
+/// Resources of the host that a process has.
 #[derive(Debug, Default)]
-struct Holdings {
-    /// Memory without a name, by inode.
+struct Resources {
+    /// Anonymous memory, by inode.
     memory: BTreeSet<u64>,
     /// Sockets, by inode.
     sockets: BTreeSet<u64>,
-    /// Whatever has a name in a file system, and is open or shared.
+    /// Open or shared files with a name in a file system.
     named: BTreeSet<String>,
 }
 
-impl Holdings {
-    /// Of a process, as far as it may be looked at, and still lives.
+impl Resources {
+    /// Reads the resources of a live process, as far as this process may.
     fn of(process: impl AsRef<Path>) -> Self {
-        let mut holdings = Self::default();
+        let mut resources = Self::default();
         let descriptors = fs::read_dir(process.as_ref().join("fd")).into_iter().flatten().flatten();
         for descriptor in descriptors {
             let Ok(target) = fs::read_link(descriptor.path()) else { continue };
             let target = target.to_string_lossy().into_owned();
             let inode = fs::metadata(descriptor.path()).map(|found| found.ino()).unwrap_or_default();
             if target.starts_with("/memfd:") {
-                holdings.memory.insert(inode);
+                resources.memory.insert(inode);
             } else if target.starts_with("socket:") {
-                holdings.sockets.insert(inode);
+                resources.sockets.insert(inode);
             } else if target.starts_with('/') && target != "/dev/null" {
-                holdings.named.insert(target);
+                resources.named.insert(target);
             }
         }
         let maps = fs::read_to_string(process.as_ref().join("maps")).unwrap_or_default();
@@ -144,15 +144,15 @@ impl Holdings {
             let fields: Vec<_> = line.split_ascii_whitespace().collect();
             let [_, access, _, _, inode, name, ..] = fields[..] else { continue };
             if name.starts_with("/memfd:") {
-                holdings.memory.insert(inode.parse().unwrap());
+                resources.memory.insert(inode.parse().unwrap());
             } else if access.ends_with('s') && name != "/dev/zero" {
-                holdings.named.insert(name.to_owned());
+                resources.named.insert(name.to_owned());
             }
         }
-        holdings
+        resources
     }
 
-    /// Memory that some process of this host has.
+    /// Returns the anonymous memory of all processes of this host.
     fn memory_of_all() -> BTreeSet<u64> {
         let processes = fs::read_dir("/proc").unwrap().flatten();
         let numbered = processes.filter(|entry| entry.file_name().to_string_lossy().parse::<u32>().is_ok());
@@ -160,7 +160,7 @@ impl Holdings {
     }
 }
 
-/// Unix sockets of this host, by inode.
+/// Returns the Unix sockets of this host, by inode.
 fn unix_sockets() -> BTreeSet<u64> {
     let table = fs::read_to_string("/proc/net/unix").unwrap();
     table.lines().skip(1).filter_map(|line| line.split_ascii_whitespace().nth(6)?.parse().ok()).collect()
@@ -168,37 +168,37 @@ fn unix_sockets() -> BTreeSet<u64> {
 
 async fn killed_peers_leave_nothing_on_their_host(row: &'static Row) {
     let (mut server, address) = Peer::serving(row).await;
-    let mut client = Peer::start("converse", row, Home::Here, &address.to_string());
-    assert_eq!(client.line().await, "well");
-    let both = [&server, &client].map(|peer| Holdings::of(format!("/proc/{}", peer.id())));
-    // They inherit what whoever runs this leaves open.
-    let inherited = Holdings::of("/proc/self");
-    for holdings in &both {
-        let named: Vec<_> = holdings.named.difference(&inherited.named).collect();
-        assert!(named.is_empty(), "these have names: {named:?}");
+    let mut client = Peer::start("exchange", row, Home::Here, &address.to_string());
+    assert_eq!(client.line().await, "ready");
+    let both = [&server, &client].map(|peer| Resources::of(format!("/proc/{}", peer.id())));
+    // Both inherit what this program's parent left open.
+    let inherited = Resources::of("/proc/self");
+    for resources in &both {
+        let named: Vec<_> = resources.named.difference(&inherited.named).collect();
+        assert!(named.is_empty(), "named files: {named:?}");
     }
-    let memory = both.iter().flat_map(|holdings| holdings.memory.difference(&inherited.memory).copied());
+    let memory = both.iter().flat_map(|resources| resources.memory.difference(&inherited.memory).copied());
     let memory: BTreeSet<u64> = memory.collect();
     assert!(memory.len() >= 2, "a segment of either end: {both:?}");
-    let sockets: BTreeSet<u64> = both.iter().flat_map(|holdings| holdings.sockets.clone()).collect();
-    assert!(!sockets.is_disjoint(&unix_sockets()), "they have met somewhere");
+    let sockets: BTreeSet<u64> = both.iter().flat_map(|resources| resources.sockets.clone()).collect();
+    assert!(!sockets.is_disjoint(&unix_sockets()), "they are connected by a socket");
     client.kill();
     server.kill();
     eventually("no socket is left", || sockets.is_disjoint(&unix_sockets())).await;
-    eventually("nobody has their memory", || memory.is_disjoint(&Holdings::memory_of_all())).await;
+    eventually("no process has their memory", || memory.is_disjoint(&Resources::memory_of_all())).await;
 }
 
 async fn a_survivor_frees_all_resources(row: &'static Row) {
     let endpoint = row.endpoint();
     let listener = endpoint.listen(&row.address()).await.unwrap();
-    let here = || Holdings::of("/proc/self").memory;
+    let here = || Resources::of("/proc/self").memory;
     let (mut descriptors, mut memory) = (0, BTreeSet::new());
-    // The first round has what is made once.
+    // The first round creates what is created once.
     for round in 0..4 {
         let mut peers: Vec<Peer> = Vec::new();
         let mut connections: Vec<Connection> = Vec::new();
         for seed in 0..4 {
-            peers.push(Peer::start("pour", row, Home::Here, &listener.address().to_string()));
+            peers.push(Peer::start("send-until-lost", row, Home::Here, &listener.address().to_string()));
             let connection = in_time("the peer", listener.accept()).await.unwrap();
             in_time("the seed", connection.deliver(message(seed, &[]))).await.unwrap();
             assert_message(&in_time("a message", connection.recv()).await.unwrap(), 0, &lengths(seed, 0));
@@ -214,8 +214,8 @@ async fn a_survivor_frees_all_resources(row: &'static Row) {
             while connection.recv().await.is_ok() {}
         }
         if round > 0 {
-            // Whatever the application does with its dead connections.
-            eventually("their mappings are gone", || {
+            // Before the application drops its lost connections.
+            eventually("their mappings are killed_at", || {
                 let maps = fs::read_to_string("/proc/self/maps").unwrap();
                 !maps.contains("/memfd:towline-ring")
             })

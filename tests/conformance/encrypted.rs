@@ -1,4 +1,4 @@
-//! TLS as the cases use it: what endpoints show, and peers made by hand that speak it.
+//! TLS for the cases: the settings of endpoints, and raw peers over TLS.
 
 use std::sync::Arc;
 
@@ -13,19 +13,19 @@ use towline_tests::certificates::{Authority, Kind, mutual_tls};
 
 use crate::namespaces::{IPV4, IPV6, LINK_LOCAL, MANY};
 
-/// What a peer made by hand speaks on.
+/// The stream of a raw peer.
 pub(crate) trait Stream: AsyncRead + AsyncWrite + Unpin + Send {}
 
 impl<S: AsyncRead + AsyncWrite + Unpin + Send> Stream for S {}
 
-/// What every endpoint of a row over TLS shows and believes.
+/// Returns the TLS settings of every endpoint of a row over TLS.
 pub(crate) fn tls() -> Tls {
     let names =
         [&["localhost", "127.0.0.1", "::1", MANY], &IPV4[..], &IPV6.map(bare)[..], &LINK_LOCAL].concat();
     mutual_tls(&names)
 }
 
-/// A stream to `listener`, over TLS if that is what it speaks, on which nothing of Towline has been said.
+/// Connects a stream to `listener`, over TLS if its scheme uses TLS. Sends nothing of Towline's protocol.
 pub(crate) async fn dial(listener: &Listener) -> Box<dyn Stream> {
     let address = listener.address();
     let stream = TcpStream::connect((address.host(), address.port())).await.unwrap();
@@ -45,7 +45,7 @@ pub(crate) async fn dial(listener: &Listener) -> Box<dyn Stream> {
     Box::new(TlsConnector::from(Arc::new(config)).connect(name, stream).await.unwrap())
 }
 
-/// An IPv6 address without its brackets.
+/// Strips the brackets of an IPv6 address.
 fn bare(host: &str) -> &str {
     host.trim_matches(['[', ']'])
 }

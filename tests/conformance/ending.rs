@@ -1,11 +1,11 @@
-//! However a connection ends, everything on it ends with it, soon, and gives its memory back.
+//! The end of a connection ends all of its operations, soon, and returns their memory.
 
 use std::pin::pin;
 use std::time::{Duration, Instant};
 
 use towline::{BufferMut, Destination, ErrorKind, Message};
 
-use crate::backends::{Pair, Row, meet};
+use crate::backends::{Pair, Row, connect_pair};
 use crate::content::{assert_message, bytes, message};
 use crate::polls::{all, eventually, in_time, pending, polled, within};
 use crate::stuck::Stuck;
@@ -32,7 +32,7 @@ cases! {
         both_ends_close_with_an_undecided_message;
 }
 
-/// What an end of any kind may take.
+/// Limit for an end of any kind.
 const END_TIME: Duration = Duration::from_secs(3);
 
 async fn close_flushes_everything_submitted(row: &'static Row) {
@@ -42,7 +42,7 @@ async fn close_flushes_everything_submitted(row: &'static Row) {
     let mut sends: Vec<_> =
         (0..COUNT).map(|number| Box::pin(pair.a.deliver(message(number, &lengths(number))))).collect();
     for send in &mut sends {
-        // Submitted, and not waited for.
+        // Submitted, but not awaited.
         assert!(polled(send.as_mut(), 1).await.is_none_or(|sent| sent.is_ok()));
     }
     drop(sends);
@@ -72,14 +72,14 @@ async fn messages_before_a_close_can_be_received_after_it(row: &'static Row) {
 async fn large_messages_before_a_close_can_be_received_after_it(row: &'static Row) {
     const LEN: usize = 50_000;
     let pair = row.pair().await;
-    // A receiver that waits for large messages may let the next ones stream ahead.
+    // A receiver that waits for large messages may pre-grant credit for the next ones.
     for number in 0..3 {
         let both = async { tokio::join!(pair.a.deliver(message(number, &[LEN])), pair.b.recv()) };
         let (sent, taken) = in_time("a message", both).await;
         sent.unwrap();
         assert_message(&taken.unwrap(), number, &[LEN]);
     }
-    // As many as do, alone.
+    // As many as are sent without an accept.
     let mut sent = 0;
     while sent < 20 {
         let next = message(sent, &[LEN]);
@@ -90,12 +90,12 @@ async fn large_messages_before_a_close_can_be_received_after_it(row: &'static Ro
         sent += 1;
     }
     if sent < 20 {
-        // The one that waits is submitted as well, and taken while the close waits for it.
+        // The last send waits. It is submitted too, and received while the close waits for it.
         sent += 1;
     }
     let taking = async {
         if sent == 20 {
-            // All of them have left: the end comes before the first is taken.
+            // All of them have left: the close arrives before the first is received.
             tokio::time::sleep(Duration::from_millis(200)).await;
         }
         for number in 0..sent {
@@ -135,7 +135,7 @@ async fn the_last_handle_dropped_closes(row: &'static Row) {
     for number in 0..20 {
         in_time("send", a.send(message(number, &[1000]))).await.unwrap();
     }
-    // Submitted with the last breath.
+    // Submitted just before the last handle is dropped.
     let last = message(20, &[1000]);
     drop(polled(pin!(a.send(last)), 1).await);
     let other = a.clone();
@@ -172,7 +172,7 @@ async fn closing_an_endpoint_closes_every_connection(row: &'static Row) {
     let pair = row.pair().await;
     let mut ends = vec![(pair.a.clone(), pair.b.clone())];
     for _ in 0..4 {
-        ends.push(meet(&pair.near, &pair.listener).await);
+        ends.push(connect_pair(&pair.near, &pair.listener).await);
     }
     for (a, _) in &ends {
         in_time("send", a.send(message(1, &[100]))).await.unwrap();
@@ -186,18 +186,18 @@ async fn closing_an_endpoint_closes_every_connection(row: &'static Row) {
 }
 
 async fn abort_returns_all_memory_at_both_ends(row: &'static Row) {
-    for by_the_sender in [true, false] {
+    for sender_ends in [true, false] {
         let pair = row.pair().await;
         let stuck = Stuck::on(&pair.a).await;
         let mut other = pin!(pair.b.close());
-        if by_the_sender {
+        if sender_ends {
             pair.a.abort();
             stuck.assert_ended(END_TIME, &[ErrorKind::Closed]).await;
         } else {
             pair.b.abort();
             stuck.assert_ended(END_TIME, &[ErrorKind::PeerLost, ErrorKind::Closed]).await;
         }
-        // The other end knows as well.
+        // The other end detects the abort too.
         let _ = within(END_TIME, "the other end's close", other.as_mut()).await;
         for end in [&pair.a, &pair.b] {
             let failed = within(END_TIME, "send", end.send(message(1, &[5]))).await.unwrap_err();
@@ -212,7 +212,7 @@ async fn close_gives_up_after_linger(row: &'static Row) {
     let pair = row.pair_with(|builder| builder.linger(Duration::from_millis(400))).await;
     let stuck = Stuck::on(&pair.a).await;
     let began = Instant::now();
-    let error = within(END_TIME, "a close that nobody answers", pair.a.close()).await.unwrap_err();
+    let error = within(END_TIME, "an unanswered close", pair.a.close()).await.unwrap_err();
     assert_eq!(error.kind(), ErrorKind::TimedOut, "{error}");
     assert!(began.elapsed() >= Duration::from_millis(350), "it waited for {:?}", began.elapsed());
     stuck.assert_ended(END_TIME, &[ErrorKind::TimedOut, ErrorKind::Closed]).await;
@@ -222,7 +222,7 @@ async fn two_closes_share_one_linger(row: &'static Row) {
     let pair = row.pair_with(|builder| builder.linger(Duration::from_millis(400))).await;
     let stuck = Stuck::on(&pair.a).await;
     let both = async { tokio::join!(pair.a.close(), pair.a.close()) };
-    let (first, second) = within(END_TIME, "two closes that nobody answers", both).await;
+    let (first, second) = within(END_TIME, "two unanswered closes", both).await;
     for closed in [first, second] {
         assert_eq!(closed.unwrap_err().kind(), ErrorKind::TimedOut);
     }
@@ -258,12 +258,12 @@ async fn both_ends_close_with_an_undecided_message(row: &'static Row) {
 
 async fn an_undecided_incoming_ends_with_its_connection(row: &'static Row) {
     for len in [100, 100_000] {
-        for by_the_sender in [true, false] {
+        for sender_ends in [true, false] {
             let pair = row.pair().await;
             let a = pair.a.clone();
             let sending = tokio::spawn(async move { a.deliver(message(1, &[len])).await });
             let waiting = in_time("incoming", pair.b.incoming()).await.unwrap();
-            if by_the_sender {
+            if sender_ends {
                 pair.a.abort()
             } else {
                 pair.b.abort()
@@ -275,11 +275,11 @@ async fn an_undecided_incoming_ends_with_its_connection(row: &'static Row) {
             let start = destination.as_ptr();
             let accepting = waiting.accept_into(vec![Destination::Buffer(destination)]);
             match within(END_TIME, "accept", accepting).await {
-                // Its payload was here already.
+                // Its payload had already arrived.
                 Ok(taken) => assert_message(&taken, 1, &[len]),
                 Err(failed) => match &failed.returned[..] {
                     [Destination::Buffer(buffer)] => assert_eq!(buffer.as_ptr(), start),
-                    other => panic!("{other:?} came back"),
+                    other => panic!("{other:?} returned"),
                 },
             }
         }
@@ -325,7 +325,7 @@ async fn a_runtime_dropped_during_calls_leaves_the_connection_usable(row: &'stat
         let dropped = std::thread::spawn(move || {
             let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build();
             let runtime = runtime.unwrap();
-            // Led by the runtime that goes, and a send in the middle of it.
+            // A runtime that is dropped leads the link during a send.
             runtime.spawn({
                 let a = a.clone();
                 async move { a.recv().await }
@@ -340,7 +340,7 @@ async fn a_runtime_dropped_during_calls_leaves_the_connection_usable(row: &'stat
         });
         tokio::task::spawn_blocking(|| dropped.join().unwrap()).await.unwrap();
 
-        // Whatever became of that message, what follows is whole; `last` marks where it begins.
+        // That message may arrive or not. Later ones arrive whole; `last` is the first of them.
         let a = pair.a.clone();
         let sending = tokio::spawn(async move { a.deliver(Message::new("last")).await });
         loop {
@@ -364,9 +364,9 @@ async fn a_dropped_listener_leaves_its_connections_alive(row: &'static Row) {
     let Pair { a, b, near, far: _far, listener } = row.pair().await;
     let address = listener.address().clone();
     drop(listener);
-    // It stops listening in the background: who comes meanwhile is cut off.
+    // The listener closes in the background; a connect meanwhile is cut off.
     let refused = async { while near.connect(&address).await.unwrap_err().kind() != ErrorKind::Refused {} };
-    within(END_TIME, "a connect to nobody", refused).await;
+    within(END_TIME, "a connect without a listener", refused).await;
     let results = all((0..10).map(|number| {
         let (a, b) = (&a, &b);
         async move { tokio::join!(a.deliver(message(number, &[100])), b.recv()) }

@@ -1,8 +1,9 @@
-//! A connection that is given up, or whose peer stops, at any step of being established leaves nothing behind: no descriptor
-//! and no task, at neither end, though both processes live on.
+//! A connection attempt that is cancelled, or whose peer stops, at any step leaks nothing at either end: no
+//! descriptor and no task, while both processes live on.
 //!
-//! The task that establishes one end is polled `n` times, for `n` from none until it is done, and is then given up or left
-//! standing. The other end is honest, and in a process of its own where the backend reaches one: it does what it is told.
+//! The task that establishes one end is polled `n` times, for `n` from zero until it completes. It is then
+//! cancelled or left unpolled. The other end behaves well and follows commands, in a process of its own where
+//! the backend reaches one.
 
 use std::process::ExitCode;
 use std::sync::Arc;
@@ -16,7 +17,7 @@ use towline::environment::Environment;
 use towline::{Address, Builder, Caps, Connection, Endpoint, Listener};
 use towline_tests::watched::{Stop, Watched};
 
-use crate::backends::{Row, meet};
+use crate::backends::{Row, connect_pair};
 use crate::content::{assert_message, message};
 use crate::peer::{Home, Peer};
 use crate::polls::{TIMEOUT, eventually, in_time};
@@ -34,16 +35,16 @@ cases! {
 
 const HANDSHAKE_TIME: Duration = Duration::from_millis(500);
 const HEARTBEAT: Duration = Duration::from_millis(150);
-/// An attempt takes fewer polls than this.
+/// An attempt takes fewer polls.
 const POLLS_MAX: usize = 4000;
 
-/// What the other end is told to do; the address follows.
+/// Commands to the other end; an address follows.
 const LISTEN: &str = "listen";
 const CONNECT: &str = "connect";
-/// It answers with its descriptors and tasks.
+/// The answer holds its numbers of descriptors and tasks.
 const COUNT: &str = "count";
 
-/// What an end has.
+/// Resources of an end.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Counts {
     descriptors: usize,
@@ -60,22 +61,22 @@ impl Counts {
     }
 }
 
-/// This end, and the one that does what it is told.
+/// This end, and the end that follows commands.
 struct Ends {
     environment: Arc<Watched>,
     endpoint: Endpoint,
     listener: Listener,
-    /// Ends the other end when it is dropped.
+    /// Dropping it ends the other end.
     control: Control,
-    /// Where the other end listens.
+    /// The other end's listening address.
     address: Address,
     before: [Counts; 2],
-    /// The two share a process, and so what is counted of it.
+    /// The ends share a process, and with it the descriptors counted.
     are_one_process: bool,
     _peer: Option<Peer>,
 }
 
-fn acked(builder: Builder, environment: &Arc<Watched>) -> Builder {
+fn configured(builder: Builder, environment: &Arc<Watched>) -> Builder {
     let environment: Arc<dyn Environment> = environment.clone();
     builder.environment(environment).handshake_time(HANDSHAKE_TIME).heartbeat(HEARTBEAT).insecure(true)
 }
@@ -83,20 +84,20 @@ fn acked(builder: Builder, environment: &Arc<Watched>) -> Builder {
 impl Ends {
     async fn new(row: &'static Row) -> Self {
         let environment = Watched::start().unwrap();
-        let endpoint = acked(row.builder(), &environment).build().unwrap();
+        let endpoint = configured(row.builder(), &environment).build().unwrap();
         let waiting = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let told_at = waiting.local_addr().unwrap();
+        let control_address = waiting.local_addr().unwrap();
         let are_one_process = !row.caps.contains(Caps::CROSS_PROCESS);
         let peer = if are_one_process {
             let theirs = Watched::start().unwrap();
-            let far = acked(row.builder(), &theirs).build().unwrap();
-            tokio::spawn(async move { obey(row, &theirs, &far, &told_at.to_string()).await });
+            let far = configured(row.builder(), &theirs).build().unwrap();
+            tokio::spawn(async move { run_commands(row, &theirs, &far, &control_address.to_string()).await });
             None
         } else {
-            Some(Peer::start("obey", row, Home::Here, &format!("tcp://{told_at}")))
+            Some(Peer::start("run-commands", row, Home::Here, &format!("tcp://{control_address}")))
         };
         let control = Control::over(in_time("the other end", waiting.accept()).await.unwrap().0);
-        let address = control.ask(LISTEN).await.parse().unwrap();
+        let address = control.command(LISTEN).await.parse().unwrap();
         let listener = endpoint.listen(&row.address()).await.unwrap();
         let none = Counts { descriptors: 0, tasks: 0 };
         let mut ends = Self {
@@ -109,7 +110,7 @@ impl Ends {
             are_one_process,
             _peer: peer,
         };
-        // What is made once is there after a few.
+        // A few connections create what is created once.
         for _ in 0..3 {
             ends.assert_connects().await;
             ends.assert_accepts().await;
@@ -128,13 +129,13 @@ impl Ends {
     }
 
     async fn counts(&self) -> [Counts; 2] {
-        let there = self.control.ask(COUNT).await;
+        let there = self.control.command(COUNT).await;
         let (descriptors, tasks) = there.split_once(' ').unwrap();
         let there = Counts { descriptors: descriptors.parse().unwrap(), tasks: tasks.parse().unwrap() };
         [Counts::of(&self.environment), there]
     }
 
-    /// The other end has no more than before, whatever this one does.
+    /// Asserts that the other end has no more than before, whatever this end does.
     async fn assert_nothing_left_there(&self, what: &str) {
         let fits = |[_, now]: [Counts; 2]| match self.before {
             [_, before] if self.are_one_process => now.tasks <= before.tasks,
@@ -165,20 +166,20 @@ impl Ends {
     }
 
     async fn assert_accepts(&self) {
-        self.control.ask(&format!("{CONNECT} {}", self.listener.address())).await;
+        self.control.command(&format!("{CONNECT} {}", self.listener.address())).await;
         let connection = in_time("a connection", self.listener.accept()).await.unwrap();
         assert_carries(&connection).await;
     }
 }
 
-/// The other end takes what comes, until the connection ends.
+/// Sends a message, which the other end receives, and ends the connection.
 async fn assert_carries(connection: &Connection) {
     in_time("a message", connection.deliver(message(1, &[100]))).await.unwrap();
-    // An abrupt end is seen at once.
+    // The other end detects an abort at once.
     connection.abort();
 }
 
-/// Where the other end is told what to do, a line each.
+/// The stream of commands to the other end, one a line.
 struct Control(Mutex<(Lines<BufReader<OwnedReadHalf>>, OwnedWriteHalf)>);
 
 impl Control {
@@ -187,20 +188,20 @@ impl Control {
         Self(Mutex::new((BufReader::new(read).lines(), write)))
     }
 
-    /// Has the other end do something, and tells what it says.
-    async fn ask(&self, what: &str) -> String {
+    /// Sends a command, and returns the answer.
+    async fn command(&self, what: &str) -> String {
         let (lines, output) = &mut *self.0.lock().await;
         output.write_all(format!("{what}\n").as_bytes()).await.unwrap();
-        in_time("an answer", lines.next_line()).await.unwrap().expect("the other end lives")
+        in_time("an answer", lines.next_line()).await.unwrap().expect("the other end is connected")
     }
 }
 
-/// The other end, in a process of its own.
-pub(crate) fn obey_from_afar(row: &'static Row, address: Address) -> ExitCode {
+/// Runs the other end in a process of its own.
+pub(crate) fn run_remote(row: &'static Row, address: Address) -> ExitCode {
     let environment = Watched::start().unwrap();
-    let endpoint = acked(row.builder(), &environment).build().unwrap();
+    let endpoint = configured(row.builder(), &environment).build().unwrap();
     let runtime = tokio::runtime::Builder::new_multi_thread().worker_threads(1).enable_all().build();
-    runtime.unwrap().block_on(obey(
+    runtime.unwrap().block_on(run_commands(
         row,
         &environment,
         &endpoint,
@@ -209,12 +210,12 @@ pub(crate) fn obey_from_afar(row: &'static Row, address: Address) -> ExitCode {
     ExitCode::SUCCESS
 }
 
-/// Does what it is told there.
-async fn obey(row: &'static Row, environment: &Watched, endpoint: &Endpoint, told_at: &str) {
-    let (read, mut output) = TcpStream::connect(told_at).await.unwrap().into_split();
+/// Follows the commands that arrive from `control_address`.
+async fn run_commands(row: &'static Row, environment: &Watched, endpoint: &Endpoint, control_address: &str) {
+    let (read, mut output) = TcpStream::connect(control_address).await.unwrap().into_split();
     let mut lines = BufReader::new(read).lines();
-    while let Ok(Some(told)) = lines.next_line().await {
-        let (what, address) = told.split_once(' ').unwrap_or((&told, ""));
+    while let Ok(Some(line)) = lines.next_line().await {
+        let (what, address) = line.split_once(' ').unwrap_or((&line, ""));
         let answer = match what {
             LISTEN => {
                 let listener = endpoint.listen(&row.address()).await.unwrap();
@@ -239,25 +240,25 @@ async fn obey(row: &'static Row, environment: &Watched, endpoint: &Endpoint, tol
                 let Counts { descriptors, tasks } = Counts::of(environment);
                 format!("{descriptors} {tasks}")
             }
-            other => panic!("nothing is called {other}"),
+            other => panic!("no command is named {other}"),
         };
         output.write_all(format!("{answer}\n").as_bytes()).await.unwrap();
     }
 }
 
-/// Takes what comes until the end.
+/// Receives messages until the end.
 async fn hold(connection: Connection) {
     while connection.recv().await.is_ok() {}
 }
 
-/// The numbers of polls after which a task is stopped: each of the first ones, and then ever fewer, since whoever waits for
-/// hardware polls often.
+/// Returns the numbers of polls after which a task is stopped. All small ones, then ever fewer: an attempt
+/// that waits for hardware polls often.
 fn steps() -> impl Iterator<Item = usize> {
     std::iter::successors(Some(0), |polls| Some(polls + 1 + polls / 16))
         .take_while(|polls| *polls < POLLS_MAX)
 }
 
-/// Waits until the task has stopped, or is done.
+/// Waits until the task has stopped or completed.
 async fn until_stopped(stop: &Stop) {
     eventually("it stops or ends", || stop.is_reached() || stop.is_over()).await;
 }
@@ -277,9 +278,9 @@ async fn a_connect_cancelled_at_any_step_leaks_nothing(row: &'static Row) {
         }
         drop(connecting);
         stop.let_go_on();
-        ends.assert_nothing_left(&format!("given up after {polls} polls")).await;
+        ends.assert_nothing_left(&format!("cancelled after {polls} polls")).await;
         if is_done {
-            assert!(polls > 0, "it is done without a poll");
+            assert!(polls > 0, "it completed without a poll");
             return ends.assert_connects().await;
         }
     }
@@ -290,16 +291,16 @@ async fn an_accept_cancelled_at_any_step_leaks_nothing(row: &'static Row) {
     let ends = Ends::new(row).await;
     for polls in steps() {
         let stop = ends.environment.stop_next(polls);
-        ends.control.ask(&format!("{CONNECT} {}", ends.listener.address())).await;
+        ends.control.command(&format!("{CONNECT} {}", ends.listener.address())).await;
         until_stopped(&stop).await;
         let is_done = stop.is_over();
         if is_done {
             assert_carries(&in_time("a connection", ends.listener.accept()).await.unwrap()).await;
         }
         stop.drop_task();
-        ends.assert_nothing_left(&format!("given up after {polls} polls")).await;
+        ends.assert_nothing_left(&format!("cancelled after {polls} polls")).await;
         if is_done {
-            assert!(polls > 0, "it is done without a poll");
+            assert!(polls > 0, "it completed without a poll");
             return ends.assert_accepts().await;
         }
     }
@@ -322,7 +323,7 @@ async fn a_connector_stopped_at_any_step_leaks_nothing_at_its_peer(row: &'static
         } else {
             ends.assert_nothing_left_there(&format!("stopped after {polls} polls")).await;
             stop.let_go_on();
-            // It came too late, or just in time.
+            // It was too late, or just in time.
             drop(in_time("its end", connecting).await.unwrap());
         }
         ends.assert_nothing_left(&format!("after a stop, after {polls} polls")).await;
@@ -337,7 +338,7 @@ async fn an_acceptor_stopped_at_any_step_leaks_nothing_at_its_peer(row: &'static
     let ends = Ends::new(row).await;
     for polls in steps() {
         let stop = ends.environment.stop_next(polls);
-        ends.control.ask(&format!("{CONNECT} {}", ends.listener.address())).await;
+        ends.control.command(&format!("{CONNECT} {}", ends.listener.address())).await;
         until_stopped(&stop).await;
         let is_done = stop.is_over();
         if is_done {
@@ -346,7 +347,7 @@ async fn an_acceptor_stopped_at_any_step_leaks_nothing_at_its_peer(row: &'static
             ends.assert_nothing_left_there(&format!("stopped after {polls} polls")).await;
             stop.let_go_on();
             eventually("it ends", || stop.is_over()).await;
-            // It came too late, or just in time.
+            // It was too late, or just in time.
             let late = tokio::time::timeout(Duration::from_millis(1), ends.listener.accept()).await;
             drop(late);
         }
@@ -361,9 +362,9 @@ async fn an_acceptor_stopped_at_any_step_leaks_nothing_at_its_peer(row: &'static
 async fn endpoints_leave_no_task_in_a_shared_environment(row: &'static Row) {
     let environment = Watched::start().unwrap();
     for round in 0..3 {
-        let [near, far] = [(); 2].map(|()| acked(row.builder(), &environment).build().unwrap());
+        let [near, far] = [(); 2].map(|()| configured(row.builder(), &environment).build().unwrap());
         let listener = far.listen(&row.address()).await.unwrap();
-        let (a, b) = in_time("a connection", meet(&near, &listener)).await;
+        let (a, b) = in_time("a connection", connect_pair(&near, &listener)).await;
         let both = async { tokio::join!(a.deliver(message(round, &[100])), b.recv()) };
         let (sent, taken) = in_time("a message", both).await;
         sent.unwrap();

@@ -1,5 +1,5 @@
-//! A thread that knows no async runtime, as `asyncio` or a C program has it: it sleeps in poll(2) on one descriptor, and polls
-//! whatever woke by hand.
+//! A thread without an async runtime, as in `asyncio` or a C program. It sleeps in poll(2) on one descriptor,
+//! and polls the futures that were woken.
 
 use std::cell::Cell;
 use std::collections::{BTreeMap, BTreeSet};
@@ -40,14 +40,14 @@ const LENS: [usize; 5] = [0, 700, 20_000, 300_000, 2 << 20];
 
 type Work = Pin<Box<dyn Future<Output = ()>>>;
 
-/// What `asyncio` is to Python.
+/// A minimal event loop, as `asyncio` has.
 struct EventLoop {
     wakeups: Wakeups,
     calls: BTreeMap<u64, (Waker, Work)>,
     last: u64,
 }
 
-/// An operation under way, and its result.
+/// An operation in progress, and its result.
 struct Call<T> {
     key: u64,
     result: Rc<Cell<Option<T>>>,
@@ -59,7 +59,7 @@ impl EventLoop {
         Self { wakeups: Wakeups::new().unwrap(), calls: BTreeMap::new(), last: 0 }
     }
 
-    /// Polls it once, so that whatever it submits is submitted in the order of the calls.
+    /// Polls the future once, so that operations are submitted in the order of the calls.
     fn start<T: 'static>(&mut self, future: impl Future<Output = T> + 'static) -> Call<T> {
         self.last += 1;
         let result = Rc::new(Cell::new(None));
@@ -82,7 +82,7 @@ impl EventLoop {
         call.result.take()
     }
 
-    /// Sleeps until something wakes, but no longer than `limit`, and polls it; false if nothing did.
+    /// Sleeps until a wakeup, at most `limit`, and polls what was woken. Returns false without a wakeup.
     fn turn(&mut self, limit: Duration) -> bool {
         let limit = Timespec::try_from(limit).unwrap();
         if poll(&mut [PollFd::new(&self.wakeups, PollFlags::IN)], Some(&limit)).unwrap() == 0 {
@@ -94,15 +94,15 @@ impl EventLoop {
         true
     }
 
-    /// Runs until nothing has woken for a while.
-    fn ack(&mut self) {
+    /// Runs until no wakeup comes for a while.
+    fn run_until_idle(&mut self) {
         let limit = Instant::now() + TIMEOUT;
         while self.turn(Duration::from_millis(100)) {
-            assert!(Instant::now() < limit, "what waits goes on waking");
+            assert!(Instant::now() < limit, "wakeups do not end");
         }
     }
 
-    /// Runs until `call` ends, which must be within `limit`.
+    /// Runs until `call` completes. Panics after `limit`.
     #[track_caller]
     fn within<T>(&mut self, limit: Duration, call: Call<T>) -> T {
         let end = Instant::now() + limit;
@@ -121,12 +121,12 @@ impl EventLoop {
         self.within(TIMEOUT, call)
     }
 
-    /// The ends of a connection between two endpoints of this loop.
+    /// Connects two endpoints of this loop.
     fn pair(&mut self, row: &'static Row) -> (Connection, Connection) {
-        self.pair_that_waits(row, Wait::default())
+        self.pair_with_wait(row, Wait::default())
     }
 
-    fn pair_that_waits(&mut self, row: &'static Row, wait: Wait) -> (Connection, Connection) {
+    fn pair_with_wait(&mut self, row: &'static Row, wait: Wait) -> (Connection, Connection) {
         let [near, far] = [(); 2].map(|()| row.builder().wait(wait).build().unwrap());
         let listening = self.start(async move { far.listen(&row.address()).await.unwrap() });
         let listener = self.end(listening);
@@ -146,7 +146,7 @@ impl EventLoop {
         self.start(async move { to.deliver(message).await })
     }
 
-    /// A message from one end to the other.
+    /// Sends a message from one end to the other.
     fn assert_carries(&mut self, from: &Connection, to: &Connection, at: usize, lengths: &[usize]) {
         let sending = self.deliver(from, message(at, lengths));
         let taking = self.recv(to);
@@ -154,14 +154,14 @@ impl EventLoop {
         assert_message(&self.end(taking).unwrap(), at, lengths);
     }
 
-    fn assert_takes_next(&mut self, from: &Connection, taking: Call<towline::Result<Message>>, at: usize) {
+    fn assert_receives_next(&mut self, from: &Connection, taking: Call<towline::Result<Message>>, at: usize) {
         let sending = self.deliver(from, message(at, &[700]));
         assert_message(&self.end(taking).unwrap(), at, &[700]);
         self.end(sending).unwrap();
     }
 
-    /// Runs for a moment, and does not poll one of the calls though it woke.
-    fn ack_but(&mut self, key: u64) {
+    /// Runs for a moment, without polling one call even if it is woken.
+    fn run_without(&mut self, key: u64) {
         let held = self.calls.remove(&key);
         for _ in 0..20 {
             self.turn(Duration::from_millis(1));
@@ -170,15 +170,15 @@ impl EventLoop {
     }
 }
 
-/// Runs a loop on a thread of its own.
-async fn looping<T: Send + 'static>(work: impl FnOnce(&mut EventLoop) -> T + Send + 'static) -> T {
+/// Runs `work` with an event loop on a thread of its own.
+async fn with_event_loop<T: Send + 'static>(work: impl FnOnce(&mut EventLoop) -> T + Send + 'static) -> T {
     in_time("the loop", without_tokio(|| work(&mut EventLoop::new()))).await
 }
 
 async fn one_thread_with_one_descriptor_serves_both_ends(row: &'static Row) {
-    looping(move |events| {
+    with_event_loop(move |events| {
         for wait in [Wait::Sleep, Wait::Adaptive, Wait::Spin] {
-            let (a, b) = events.pair_that_waits(row, wait);
+            let (a, b) = events.pair_with_wait(row, wait);
             for (at, len) in LENS.into_iter().enumerate() {
                 events.assert_carries(&a, &b, at, &[len, 10]);
                 events.assert_carries(&b, &a, at, &[10, len]);
@@ -195,10 +195,10 @@ async fn one_thread_with_one_descriptor_serves_both_ends(row: &'static Row) {
 
 async fn many_operations_are_under_way_at_once(row: &'static Row) {
     const COUNT: usize = 60;
-    looping(move |events| {
+    with_event_loop(move |events| {
         let (a, b) = events.pair(row);
         let ends = [(&a, &b), (&b, &a)];
-        // Each message has a call that sends it, one that takes it, and one that waits for the receiver's word.
+        // Each message has a call that sends it, one that receives it, and one that awaits its receipt.
         let taking: Vec<_> = (0..2 * COUNT).map(|at| events.recv(ends[at % 2].1)).collect();
         let sending: Vec<_> = (0..2 * COUNT)
             .map(|at| {
@@ -207,7 +207,7 @@ async fn many_operations_are_under_way_at_once(row: &'static Row) {
                 events.start(async move { from.send(message).await.unwrap() })
             })
             .collect();
-        let told: Vec<_> = sending
+        let receipts: Vec<_> = sending
             .into_iter()
             .map(|call| {
                 let receipt = events.end(call);
@@ -219,10 +219,10 @@ async fn many_operations_are_under_way_at_once(row: &'static Row) {
             let message = events.end(call).unwrap();
             let number = number(message.header());
             assert_message(&message, number, &[LENS[number / 2 % LENS.len()]]);
-            assert_eq!(number % 2, at % 2, "it came from the other end");
+            assert_eq!(number % 2, at % 2, "sent by the other end");
             assert!(taken[at % 2].insert(number), "twice: {number}");
         }
-        for call in told {
+        for call in receipts {
             events.end(call).unwrap();
         }
         assert!(taken.iter().all(|taken| taken.len() == COUNT));
@@ -236,7 +236,7 @@ async fn gets_and_puts_end_in_the_loop(row: &'static Row) {
     const PARTS: usize = 8;
     const PART: usize = LEN / PARTS;
     const LIFETIME: Duration = Duration::from_secs(60);
-    looping(move |events| {
+    with_event_loop(move |events| {
         let (a, b) = events.pair(row);
         let readable = b.expose(bytes(1, LEN).into(), LIFETIME).unwrap();
         let writable = b.expose_mut(BufferMut::zeroed(LEN), LIFETIME).unwrap();
@@ -274,11 +274,11 @@ async fn gets_and_puts_end_in_the_loop(row: &'static Row) {
 
 async fn an_idle_loop_takes_no_processor_time(row: &'static Row) {
     const IDLE: Duration = Duration::from_secs(1);
-    looping(move |events| {
+    with_event_loop(move |events| {
         let (a, b) = events.pair(row);
         events.assert_carries(&a, &b, 0, &[700]);
         let waiting = [&a, &b, &b].map(|end| events.recv(end));
-        events.ack();
+        events.run_until_idle();
         let (before, end) = (usage::processor_time(), Instant::now() + IDLE);
         let mut turns = 0;
         while events.turn(end.saturating_duration_since(Instant::now())) {
@@ -286,8 +286,8 @@ async fn an_idle_loop_takes_no_processor_time(row: &'static Row) {
         }
         let spent = usage::processor_time() - before;
         assert!(spent < IDLE / 5, "{spent:?} of processor time in {IDLE:?} of waiting");
-        assert!(turns < 20, "woken {turns} times for nothing");
-        // They were waiting indeed.
+        assert!(turns < 20, "woken {turns} times without an event");
+        // Assert that they were waiting.
         for (at, from) in [&b, &a, &a].into_iter().enumerate() {
             let sending = events.deliver(from, message(at, &[10]));
             events.end(sending).unwrap();
@@ -300,28 +300,28 @@ async fn an_idle_loop_takes_no_processor_time(row: &'static Row) {
 }
 
 async fn cancelled_calls_lose_nothing(row: &'static Row) {
-    looping(move |events| {
+    with_event_loop(move |events| {
         let (a, b) = events.pair(row);
-        // The first to wait moves the link for the others, until it is cancelled.
+        // The first call polls the link for the others, until it is cancelled.
         for at in 0..4 {
             let waiting = [(); 3].map(|()| events.recv(&b));
-            events.ack();
+            events.run_until_idle();
             let [first, second, third] = waiting;
             assert!(events.cancel(first).is_none());
             if at % 2 == 1 {
-                // The next one too, before it was polled again.
+                // The second is cancelled too, before it is polled again.
                 assert!(events.cancel(second).is_none());
             } else {
-                events.assert_takes_next(&a, second, 10 * at);
+                events.assert_receives_next(&a, second, 10 * at);
             }
-            events.assert_takes_next(&a, third, 10 * at + 1);
+            events.assert_receives_next(&a, third, 10 * at + 1);
         }
-        // Cancelled with a message at the handshake: whoever asks next has it.
+        // A call is cancelled after its message arrived: the next call gets the message.
         for len in LENS {
             let taking = events.recv(&b);
-            events.ack();
+            events.run_until_idle();
             let sending = events.deliver(&a, message(len, &[len]));
-            events.ack_but(taking.key);
+            events.run_without(taking.key);
             let taken = events.cancel(taking);
             let taken = match taken {
                 Some(taken) => taken,
@@ -333,7 +333,7 @@ async fn cancelled_calls_lose_nothing(row: &'static Row) {
             assert_message(&taken.unwrap(), len, &[len]);
             events.end(sending).unwrap();
         }
-        // A send that was cancelled still leaves.
+        // A cancelled send is still sent.
         for len in LENS {
             let sending = events.deliver(&a, message(len + 1, &[len]));
             drop(events.cancel(sending));
@@ -347,7 +347,7 @@ async fn cancelled_calls_lose_nothing(row: &'static Row) {
 }
 
 async fn the_end_of_a_connection_wakes_the_loop(row: &'static Row) {
-    looping(move |events| {
+    with_event_loop(move |events| {
         for (aborts, kind) in [(false, ErrorKind::Closed), (true, ErrorKind::PeerLost)] {
             let (a, b) = events.pair(row);
             events.assert_carries(&a, &b, 0, &[10]);
@@ -356,7 +356,7 @@ async fn the_end_of_a_connection_wakes_the_loop(row: &'static Row) {
                 let b = b.clone();
                 async move { b.incoming().await.map(drop) }
             });
-            events.ack();
+            events.run_until_idle();
             let ending =
                 events.start(async move { if aborts { a.abort() } else { a.close().await.unwrap() } });
             for call in taking {
@@ -372,7 +372,7 @@ async fn the_end_of_a_connection_wakes_the_loop(row: &'static Row) {
 
 async fn a_killed_peer_wakes_the_loop(row: &'static Row) {
     let (peer, address) = Peer::serving(row).await;
-    looping(move |events| {
+    with_event_loop(move |events| {
         let endpoint = row.builder().heartbeat(HEARTBEAT).build().unwrap();
         let connecting = events.start(async move { endpoint.connect(&address).await.unwrap() });
         let connection = events.end(connecting);
@@ -420,7 +420,7 @@ async fn a_killed_peer_wakes_the_loop(row: &'static Row) {
             let ended: Result<(), towline::Failed<BufferMut>> = events.within(limit, call);
             let failed = ended.unwrap_err();
             assert_eq!(failed.error.kind(), ErrorKind::PeerLost);
-            assert_eq!(failed.returned.capacity(), EXPOSED_LEN, "its memory comes back");
+            assert_eq!(failed.returned.capacity(), EXPOSED_LEN, "its memory returns");
         }
         assert!(events.calls.is_empty());
     })
@@ -428,7 +428,7 @@ async fn a_killed_peer_wakes_the_loop(row: &'static Row) {
 }
 
 async fn a_forked_child_takes_no_wakeup_of_its_parent(row: &'static Row) {
-    looping(move |events| {
+    with_event_loop(move |events| {
         let (a, b) = events.pair(row);
         let (wakeups, taking) = (events.wakeups.clone(), events.recv(&b));
         let own = wakeups.waker(0);
@@ -441,7 +441,7 @@ async fn a_forked_child_takes_no_wakeup_of_its_parent(row: &'static Row) {
             calls.values().for_each(|(waker, _)| waker.wake_by_ref());
             drop((own, calls));
             assert_eq!(wakeups.drain(), []);
-            // What it makes itself works.
+            // Wakeups that the child makes work.
             let wakeups = Wakeups::new().unwrap();
             wakeups.waker(7).wake();
             assert_eq!(wakeups.drain(), [7]);
@@ -450,12 +450,12 @@ async fn a_forked_child_takes_no_wakeup_of_its_parent(row: &'static Row) {
         let (_own, calls) = inherited.take().unwrap();
         events.calls = calls;
         let ready = poll(&mut [PollFd::new(&wakeups, PollFlags::IN)], Some(&Timespec::default()));
-        assert_eq!(ready, Ok(1), "the descriptor still rings");
+        assert_eq!(ready, Ok(1), "the descriptor is still readable");
         let woken = wakeups.drain();
         assert!(woken.contains(&0));
-        // The others of them are told but once, too.
+        // The other calls are woken only once, too.
         woken.into_iter().for_each(|key| events.poll(key));
-        events.assert_takes_next(&a, taking, 5);
+        events.assert_receives_next(&a, taking, 5);
     })
     .await;
 }

@@ -1,4 +1,4 @@
-//! Every call into a backend fails once, and nothing above it hangs, panics or loses memory.
+//! Each call into a backend fails once. No layer above hangs, panics or loses memory.
 
 use std::time::Duration;
 
@@ -17,13 +17,13 @@ cases! {
 }
 
 const RUN_TIME: Duration = Duration::from_secs(10);
-/// A run has fewer calls than this.
+/// A run has fewer calls.
 const CALLS_MAX: u64 = 2000;
 const LENS: [usize; 3] = [100, 20_000, 300_000];
 const REGION_LEN: usize = 50_000;
 
 async fn every_call_may_fail(row: &'static Row) {
-    // What is made once is there after the first.
+    // The first run creates what is created once.
     within(RUN_TIME, "the first run", run(row, &Faults::nth(CALLS_MAX))).await.unwrap();
     tokio::time::sleep(Duration::from_millis(200)).await;
     let before = usage::descriptors();
@@ -37,7 +37,7 @@ async fn every_call_may_fail(row: &'static Row) {
             assert!(n > 10, "a run has more calls than {n}");
             return;
         }
-        // A fault may be survived, where another backend or another attempt steps in; else it is told.
+        // A fault may be hidden by another backend or attempt. Otherwise the caller gets an error.
         if let Err(error) = result {
             let known = [
                 ErrorKind::Io,
@@ -46,7 +46,7 @@ async fn every_call_may_fail(row: &'static Row) {
                 ErrorKind::Closed,
                 ErrorKind::TimedOut,
                 ErrorKind::Refused,
-                // A receiver whose accept failed has no other word for the sender.
+                // A receiver whose accept failed rejects the message.
                 ErrorKind::Rejected,
             ];
             assert!(known.contains(&error.kind()), "call {n}: {error:?}");
@@ -55,7 +55,8 @@ async fn every_call_may_fail(row: &'static Row) {
     panic!("a run has more than {CALLS_MAX} calls");
 }
 
-/// Everything once, between two endpoints that share the one fault; ends when both ends have, memory returned.
+/// Uses every operation once, between two endpoints that share the fault. Returns after both ends have ended
+/// and freed their memory.
 async fn run(row: &Row, faults: &Faults) -> Result<()> {
     let endpoint = || {
         let backends = (row.backends)().into_iter().map(|backend| Faulty::over(backend, faults.clone()));
@@ -69,9 +70,9 @@ async fn run(row: &Row, faults: &Faults) -> Result<()> {
     let serving = tokio::spawn(async move {
         let accepted = tokio::select! {
             accepted = listener.accept() => accepted?,
-            // Who fails to connect does not arrive, or has arrived already.
+            // A connector that failed never arrives, or has arrived already.
             Err(_) = is_gone => tokio::time::timeout(Duration::from_millis(50), listener.accept()).await
-                .map_err(|_| Error::new(ErrorKind::Refused, "nobody came"))??,
+                .map_err(|_| Error::new(ErrorKind::Refused, "no peer connected"))??,
         };
         serve(&accepted).await
     });
@@ -79,7 +80,7 @@ async fn run(row: &Row, faults: &Faults) -> Result<()> {
         let near = near.clone();
         tokio::spawn(async move {
             let _gone: oneshot::Sender<()> = gone;
-            make_use_of(&near.connect(&address).await?).await
+            use_connection(&near.connect(&address).await?).await
         })
     };
     let (used, served) = (using.await.unwrap(), serving.await.unwrap());
@@ -89,7 +90,7 @@ async fn run(row: &Row, faults: &Faults) -> Result<()> {
     used.and(served)
 }
 
-async fn make_use_of(connection: &Connection) -> Result<()> {
+async fn use_connection(connection: &Connection) -> Result<()> {
     for (number, len) in LENS.into_iter().enumerate() {
         connection.deliver(message(number, &[len, 3])).await?;
         assert_message(&connection.recv().await?, number, &[len, 3]);

@@ -1,5 +1,5 @@
-//! Large frames of the host that go to named memory of another process of it: read out of the sender's memory, once, where the
-//! kernel permits it, and never anything else than what was sent.
+//! Large host frames that go to named memory of another process. Where the kernel permits it, the receiver
+//! reads them once from the sender's memory. It never delivers other bytes than were sent.
 
 use std::time::{Duration, Instant};
 
@@ -9,14 +9,14 @@ use towline::backend;
 use towline::{Buffer, BufferMut, Connection, Destination, Endpoint, ErrorKind, Incoming, Listener, Message};
 use towline_tests::faulting::Faulting;
 
-use crate::attach::assert_talk;
+use crate::attach::assert_exchange;
 use crate::backends::Row;
 use crate::content::{assert_bytes, assert_frame, assert_message, bytes, message};
-use crate::mixed::{Dice, seeds};
+use crate::mixed::{Random, seeds};
 use crate::peer::{Home, Peer};
 use crate::polls::{eventually, in_time, within};
 use crate::raw_peer::{EAGER, announcement, packet, record};
-use crate::sharing::{CONSUMED, Hello, PRODUCED, Sharer, friend, listening};
+use crate::sharing::{CONSUMED, Hello, PRODUCED, ShmPeer, connect_by_shm, listening};
 use crate::suite::cases;
 use crate::usage;
 
@@ -39,26 +39,26 @@ cases! {
         frames_of_an_invisible_process_use_the_ring;
 }
 
-/// From here on frames are read where they lie.
+/// Frames of this length and more are read in place.
 const LARGE: usize = 256 << 10;
-/// What is read in one go.
+/// The most that one read copies.
 const PART: usize = 512 << 10;
-/// The protocol's own bytes count as copied too.
-const WORDS: u64 = 4096;
-const SEEN: &str = "are copied once, from the peer's memory";
+/// The protocol's own bytes, which count as copied too.
+const PROTOCOL_BYTES: u64 = 4096;
+const COPIED_ONCE: &str = "are copied once, from the peer's memory";
 
-async fn land(connection: &Connection) -> towline::Result<Message> {
+async fn receive_into_own(connection: &Connection) -> towline::Result<Message> {
     let incoming = in_time("incoming", connection.incoming()).await?;
     let buffers: Vec<_> = incoming.frames().iter().map(|frame| BufferMut::with_capacity(frame.len)).collect();
     let starts: Vec<_> = buffers.iter().map(BufferMut::as_ptr).collect();
     let taken = incoming.accept_into(buffers.into_iter().map(Destination::Buffer).collect()).await?;
     for (frame, start) in taken.frames().iter().zip(starts) {
-        assert!(frame.is_empty() || frame.as_ptr() == start, "it landed elsewhere");
+        assert!(frame.is_empty() || frame.as_ptr() == start, "the frame is not in its buffer");
     }
     Ok(taken)
 }
 
-/// What an end copied while `moving`.
+/// Returns the bytes that an end copies during `moving`.
 async fn copied<T>(connection: &Connection, moving: impl Future<Output = T>) -> (u64, T) {
     let before = connection.stats().bytes_copied;
     let result = moving.await;
@@ -70,10 +70,10 @@ async fn note(connection: &Connection) -> String {
 }
 
 async fn large_frames_are_copied_once_into_named_memory(row: &'static Row) {
-    let (_peer, address) = Peer::listening("land", row, Home::Here, row.address).await;
+    let (_peer, address) = Peer::listening("receive", row, Home::Here, row.address).await;
     let far = row.endpoint().connect(&address).await.unwrap();
     let pair = row.pair().await;
-    assert!(note(&far).await.contains(SEEN), "{}", note(&far).await);
+    assert!(note(&far).await.contains(COPIED_ONCE), "{}", note(&far).await);
     for (number, len) in
         [LARGE - 1, LARGE, LARGE + 1, PART - 1, PART, PART + 1, 2 * PART, (3 << 20) + 1, 32 << 20]
             .into_iter()
@@ -82,26 +82,29 @@ async fn large_frames_are_copied_once_into_named_memory(row: &'static Row) {
         let once = len >= LARGE;
         // Within a process.
         let sending = copied(&pair.a, pair.a.deliver(message(number, &[len, 0])));
-        let both = async { tokio::join!(sending, copied(&pair.b, land(&pair.b))) };
+        let both = async { tokio::join!(sending, copied(&pair.b, receive_into_own(&pair.b))) };
         let ((sent, delivered), (landed, taken)) = in_time("a message", both).await;
         delivered.unwrap();
         assert_message(&taken.unwrap(), number, &[len, 0]);
         let len_u64 = len as u64;
         if once {
-            assert!(sent < WORDS, "the sender copied {sent} of {len} bytes");
+            assert!(sent < PROTOCOL_BYTES, "the sender copied {sent} of {len} bytes");
         } else {
             assert!(sent >= len_u64, "it travels");
         }
-        assert!((len_u64..len_u64 + WORDS).contains(&landed), "the receiver copied {landed} of {len} bytes");
+        assert!(
+            (len_u64..len_u64 + PROTOCOL_BYTES).contains(&landed),
+            "the receiver copied {landed} of {len} bytes"
+        );
 
-        // And between two, both ways: the peer says what it copied.
-        let both = async { tokio::join!(far.deliver(message(number, &[len])), land(&far)) };
+        // Between two processes, both ways: the peer returns what it copied.
+        let both = async { tokio::join!(far.deliver(message(number, &[len])), receive_into_own(&far)) };
         let (here, (sent, back)) = in_time("an answer", copied(&far, both)).await;
         sent.unwrap();
         let back = back.unwrap();
         assert_frame(&back.frames()[0], number, len);
         let theirs = u64::from_le_bytes(back.header()[..].try_into().unwrap());
-        let (once, twice) = (len_u64..len_u64 + WORDS, 2 * len_u64..2 * len_u64 + WORDS);
+        let (once, twice) = (len_u64..len_u64 + PROTOCOL_BYTES, 2 * len_u64..2 * len_u64 + PROTOCOL_BYTES);
         let expected = if len >= LARGE { once.clone() } else { twice };
         assert!(expected.contains(&here), "this end copied {here} of {len} bytes there and back");
         assert!(once.contains(&theirs), "the peer copied {theirs} of {len} bytes on their way in");
@@ -110,17 +113,25 @@ async fn large_frames_are_copied_once_into_named_memory(row: &'static Row) {
 
 async fn slow_reads_are_not_used_by_default(row: &'static Row) {
     let pair = row.pair_with(|builder| builder.backends(backend::all())).await;
-    let said = note(&pair.b).await;
-    assert!(said.contains(SEEN) != said.contains("times as long as memcpy on this machine"), "{said}");
+    let reason = note(&pair.b).await;
+    assert!(
+        reason.contains(COPIED_ONCE) != reason.contains("times as long as memcpy on this machine"),
+        "{reason}"
+    );
     for number in 0..3 {
-        let both = async { tokio::join!(pair.a.deliver(message(number, &[3 * PART])), land(&pair.b)) };
+        let both =
+            async { tokio::join!(pair.a.deliver(message(number, &[3 * PART])), receive_into_own(&pair.b)) };
         let (sent, taken) = in_time("a message", both).await;
         sent.unwrap();
         assert_message(&taken.unwrap(), number, &[3 * PART]);
     }
-    assert_eq!(note(&pair.b).await, said);
+    assert_eq!(note(&pair.b).await, reason);
     let copied = pair.a.stats().bytes_copied;
-    assert_eq!(copied < WORDS, said.contains(SEEN), "the sender copied {copied} bytes: {said}");
+    assert_eq!(
+        copied < PROTOCOL_BYTES,
+        reason.contains(COPIED_ONCE),
+        "the sender copied {copied} bytes: {reason}"
+    );
 }
 
 async fn each_frame_reaches_its_destination_and_discarded_ones_are_not_read(row: &'static Row) {
@@ -148,22 +159,22 @@ async fn each_frame_reaches_its_destination_and_discarded_ones_are_not_read(row:
             assert_frame(&taken.frames()[at], number + at, len);
             wanted += len as u64;
         }
-        assert!((wanted..wanted + WORDS).contains(&copied), "{copied} of {wanted}");
+        assert!((wanted..wanted + PROTOCOL_BYTES).contains(&copied), "{copied} of {wanted}");
     }
-    // One buffer for all of them.
+    // One buffer for all frames.
     let whole = BufferMut::with_capacity(LENS.iter().sum());
     let both = async { tokio::join!(pair.a.deliver(message(9, &LENS)), pair.b.recv_into(whole)) };
     let (sent, taken) = in_time("a message", both).await;
     sent.unwrap();
     assert_message(&taken.unwrap(), 9, &LENS);
-    // Pool memory is the link's own choice, not a name.
+    // The link chooses pool memory itself: it is not named memory.
     let both = async { tokio::join!(pair.a.deliver(message(1, &[4 * PART])), pair.b.recv()) };
     let (sent, taken) = in_time("a message", both).await;
     sent.unwrap();
     assert_message(&taken.unwrap(), 1, &[4 * PART]);
 }
 
-/// The receiver's future is dropped as soon as it has said where the frames shall land: the driver reads them.
+/// The accept is dropped after the destinations are named: the driver reads the frames.
 async fn a_message_completes_after_its_accept_is_dropped(row: &'static Row) {
     const LEN: usize = 80 << 20;
     let pair = row.pair().await;
@@ -178,12 +189,12 @@ async fn a_message_completes_after_its_accept_is_dropped(row: &'static Row) {
         let polled = std::future::poll_fn(|cx| std::task::Poll::Ready(taking.as_mut().poll(cx).is_ready()));
         assert!(!polled.await, "one poll of it takes all");
         drop(taking);
-        in_time("its word", sending).await.unwrap().unwrap();
+        in_time("its receipt", sending).await.unwrap().unwrap();
     }
 }
 
-/// Takes from this thread what lets root read everybody, so that threads to come lack it too.
-fn give_up_power() {
+/// Drops the capability to read other processes from this thread, and so from the threads it starts.
+fn drop_ptrace_capability() {
     let mut sets = capabilities(None).unwrap();
     sets.effective -= CapabilitySet::SYS_PTRACE;
     sets.permitted -= CapabilitySet::SYS_PTRACE;
@@ -192,10 +203,10 @@ fn give_up_power() {
 
 async fn two_copies_and_a_reason_where_the_kernel_refuses(row: &'static Row) {
     const LEN: usize = 3 << 20;
-    let (_peer, address) = Peer::listening("land-secretly", row, Home::Here, row.address).await;
+    let (_peer, address) = Peer::listening("receive-undumpable", row, Home::Here, row.address).await;
     let near = std::thread::scope(|scope| {
         let making = scope.spawn(|| {
-            give_up_power();
+            drop_ptrace_capability();
             row.endpoint()
         });
         making.join().unwrap()
@@ -205,13 +216,16 @@ async fn two_copies_and_a_reason_where_the_kernel_refuses(row: &'static Row) {
     assert!(why.contains("twice") && why.contains("Operation not permitted"), "{why}");
     for number in 0..3 {
         let both = async {
-            tokio::join!(connection.deliver(message(number, &[LEN])), copied(&connection, land(&connection)))
+            tokio::join!(
+                connection.deliver(message(number, &[LEN])),
+                copied(&connection, receive_into_own(&connection))
+            )
         };
         let (sent, (copied, back)) = in_time("an answer", both).await;
         sent.unwrap();
         assert_frame(&back.unwrap().frames()[0], number, LEN);
-        // Its peer, who may read this process, does; what comes from there comes through the ring.
-        let wanted = LEN as u64..LEN as u64 + WORDS;
+        // The peer may read this process, and does. Its own frames arrive through the ring.
+        let wanted = LEN as u64..LEN as u64 + PROTOCOL_BYTES;
         assert!(wanted.contains(&copied), "{copied} of {LEN}");
     }
     assert_eq!(note(&connection).await, why);
@@ -221,8 +235,8 @@ async fn a_sender_killed_at_any_step_leaves_whole_messages_or_an_error(row: &'st
     const LEN: usize = 16 << 20;
     let (mut whole, mut lost) = (0, 0);
     for seed in seeds(0..30) {
-        let mut dice = Dice::new(seed, 30);
-        let (mut peer, address) = Peer::listening("land", row, Home::Here, row.address).await;
+        let mut random = Random::new(seed, 30);
+        let (mut peer, address) = Peer::listening("receive", row, Home::Here, row.address).await;
         let connection = row.endpoint().connect(&address).await.unwrap();
         let asking = connection.clone();
         let asked = tokio::spawn(async move { asking.deliver(message(seed, &[LEN, LEN / 2])).await });
@@ -230,7 +244,7 @@ async fn a_sender_killed_at_any_step_leaves_whole_messages_or_an_error(row: &'st
         in_time("the question", asked).await.unwrap().unwrap();
         let destinations: Vec<_> = [LEN, LEN / 2].map(BufferMut::with_capacity).into();
         let starts: Vec<_> = destinations.iter().map(BufferMut::as_ptr).collect();
-        let delay = Duration::from_micros(dice.below(3000) as u64);
+        let delay = Duration::from_micros(random.below(3000) as u64);
         let killing = std::thread::spawn(move || {
             std::thread::sleep(delay);
             peer.kill();
@@ -246,7 +260,7 @@ async fn a_sender_killed_at_any_step_leaves_whole_messages_or_an_error(row: &'st
                 assert_eq!(failed.error.kind(), ErrorKind::PeerLost, "{failed}");
                 let back = |destination: &Destination| match destination {
                     Destination::Buffer(buffer) => buffer.as_ptr(),
-                    other => panic!("{other:?} came back"),
+                    other => panic!("{other:?} returned"),
                 };
                 assert_eq!(failed.returned.iter().map(back).collect::<Vec<_>>(), starts);
                 lost += 1;
@@ -255,22 +269,22 @@ async fn a_sender_killed_at_any_step_leaves_whole_messages_or_an_error(row: &'st
         killing.join().unwrap();
     }
     println!("{whole} whole, {lost} lost");
-    assert!(lost > 0, "none was cut in the middle");
+    assert!(lost > 0, "no message was cut");
 }
 
-/// Whoever sends ends its link at any step, and writes over what comes back at once.
+/// The sender aborts at any step, and overwrites returned memory at once.
 async fn memory_returned_during_a_read_is_never_delivered(row: &'static Row) {
     const LEN: usize = 24 << 20;
     let (mut whole, mut lost) = (0, 0);
     for seed in seeds(0..40) {
-        let mut dice = Dice::new(seed, 40);
+        let mut random = Random::new(seed, 40);
         let pair = row.pair().await;
         let sending = {
             let a = pair.a.clone();
             tokio::spawn(async move {
                 let failed = a.send(Message::new("").with_frame(bytes(seed, LEN))).await.err()?;
                 let [frame] = <[Buffer; 1]>::try_from(failed.returned.into_parts().1).unwrap();
-                let mut mine = frame.try_into_mut().expect("nobody else has it");
+                let mut mine = frame.try_into_mut().expect("no other handle holds it");
                 mine.as_mut_slice().unwrap().fill(0xee);
                 Some(failed.error.kind())
             })
@@ -279,7 +293,7 @@ async fn memory_returned_during_a_read_is_never_delivered(row: &'static Row) {
         let taking = tokio::spawn(async move {
             incoming.accept_into(vec![Destination::Buffer(BufferMut::with_capacity(LEN))]).await
         });
-        let delay = Duration::from_micros(dice.below(6000) as u64);
+        let delay = Duration::from_micros(random.below(6000) as u64);
         let began = Instant::now();
         while began.elapsed() < delay {
             std::hint::spin_loop();
@@ -302,12 +316,12 @@ async fn memory_returned_during_a_read_is_never_delivered(row: &'static Row) {
         }
     }
     println!("{whole} whole, {lost} lost");
-    assert!(lost > 0, "none was cut in the middle");
+    assert!(lost > 0, "no message was cut");
 }
 
 async fn a_stopped_sender_delays_no_read_of_its_memory(row: &'static Row) {
     const LEN: usize = 8 << 20;
-    let (peer, address) = Peer::listening("land", row, Home::Here, row.address).await;
+    let (peer, address) = Peer::listening("receive", row, Home::Here, row.address).await;
     let connection = row.endpoint().connect(&address).await.unwrap();
     let asking = async { tokio::join!(connection.deliver(message(1, &[LEN])), connection.incoming()) };
     let (asked, incoming) = in_time("the question", asking).await;
@@ -317,58 +331,58 @@ async fn a_stopped_sender_delays_no_read_of_its_memory(row: &'static Row) {
     let taken = in_time("the answer", incoming.unwrap().accept_into(destination)).await.unwrap();
     assert_frame(&taken.frames()[0], 1, LEN);
     peer.signal(Signal::CONT);
-    let both = async { tokio::join!(connection.deliver(message(2, &[LEN])), land(&connection)) };
+    let both = async { tokio::join!(connection.deliver(message(2, &[LEN])), receive_into_own(&connection)) };
     let (sent, taken) = in_time("an answer", both).await;
     sent.unwrap();
     assert_frame(&taken.unwrap().frames()[0], 2, LEN);
 }
 
-/// A hello of a peer that trusts, and whose memory is marked there.
-fn marked(hello: &mut Hello, address: u64, bytes: &[u8; 16]) {
+/// Makes a hello of a trusting peer, with a canary at this address.
+fn set_canary(hello: &mut Hello, address: u64, bytes: &[u8; 16]) {
     hello.words[10] = 1;
     hello.words[32..40].copy_from_slice(&address.to_le_bytes());
     hello.words[40..].copy_from_slice(bytes);
 }
 
-/// A message of one large frame, which lies at this address.
+/// Returns a message of one large frame at this address.
 fn fetchable(number: u64, len: u64, address: u64) -> Vec<u8> {
     let lens = [0_u32, 1].map(u32::to_le_bytes).concat();
     let body = [&lens[..], &len.to_le_bytes(), &address.to_le_bytes()].concat();
     packet(&record(1, 16, number, &body), 0, &[])
 }
 
-/// The peer by hand lives in this process, so that its memory can be read, or could be.
+/// The raw peer is in this process, so that its memory can be read.
 async fn invalid_addresses_cost_a_copy_or_the_connection(row: &'static Row) {
     const LEN: usize = PART + 5;
     let (endpoint, listener) = listening(row).await;
-    let pair = friend(&row.endpoint(), &listener).await;
+    let pair = connect_by_shm(&row.endpoint(), &listener).await;
     let frame = bytes(7, LEN);
     let at = frame.as_ptr().addr() as u64;
     let canary: Box<[u8; 16]> = Box::new(*b"sixteen of bytes");
-    let marked_at = canary.as_ptr().addr() as u64;
+    let canary_at = canary.as_ptr().addr() as u64;
     let destination = || vec![Destination::Buffer(BufferMut::with_capacity(LEN))];
 
-    // Honest: it is read.
-    let honest = |hello: &mut Hello| marked(hello, marked_at, &canary);
-    let (mut sharer, connection) =
-        Sharer::connected_by(&endpoint, &listener, 1, honest).await.expect("it is believed");
-    assert!(note(&connection).await.contains(SEEN));
-    sharer.write(&fetchable(0, LEN as u64, at));
+    // A valid canary: the frame is read.
+    let honest = |hello: &mut Hello| set_canary(hello, canary_at, &canary);
+    let (mut shm_peer, connection) =
+        ShmPeer::connected_with(&endpoint, &listener, 1, honest).await.expect("it is accepted");
+    assert!(note(&connection).await.contains(COPIED_ONCE));
+    shm_peer.write(&fetchable(0, LEN as u64, at));
     let incoming = in_time("incoming", connection.incoming()).await.unwrap();
     let taken = in_time("accept", incoming.accept_into(destination())).await.unwrap();
     assert_bytes(taken.frames()[0].as_slice().unwrap(), 7, 0);
 
-    // Addresses of nothing: it is asked for, once and for all.
+    // Unmapped addresses: payload is requested over the ring from now on.
     for (number, address) in [8, u64::MAX - 9, at].into_iter().enumerate() {
         let number = number as u64 + 1;
-        sharer.write(&fetchable(number, LEN as u64, address));
+        shm_peer.write(&fetchable(number, LEN as u64, address));
         let incoming = in_time("incoming", connection.incoming()).await.unwrap();
-        let before = sharer.heard(PRODUCED);
+        let before = shm_peer.peer_word(PRODUCED);
         let answering = async {
-            eventually("it asks", || sharer.heard(PRODUCED) >= before + 32).await;
+            eventually("it requests payload", || shm_peer.peer_word(PRODUCED) >= before + 32).await;
             for part in frame.chunks(30_000) {
-                sharer.write(&packet(&[], number * 4, part));
-                eventually("it reads", || sharer.heard(CONSUMED) == sharer.told(PRODUCED)).await;
+                shm_peer.write(&packet(&[], number * 4, part));
+                eventually("it reads", || shm_peer.peer_word(CONSUMED) == shm_peer.own_word(PRODUCED)).await;
             }
         };
         let both = async { tokio::join!(incoming.accept_into(destination()), answering) };
@@ -376,133 +390,136 @@ async fn invalid_addresses_cost_a_copy_or_the_connection(row: &'static Row) {
         assert_bytes(taken.unwrap().frames()[0].as_slice().unwrap(), 7, 0);
         assert!(note(&connection).await.contains("twice"), "{}", note(&connection).await);
     }
-    drop((sharer, connection));
-    assert_talk(&pair, 1).await;
+    drop((shm_peer, connection));
+    assert_exchange(&pair, 1).await;
 
-    // A mark that is not there: it is not trusted with an address at all.
+    // A wrong canary: no address of this peer is read.
     for (nonce, address, bytes) in
-        [(2, marked_at, &[9; 16]), (3, 16, &*canary), (4, 0, &*canary), (5, u64::MAX, &*canary)]
+        [(2, canary_at, &[9; 16]), (3, 16, &*canary), (4, 0, &*canary), (5, u64::MAX, &*canary)]
     {
-        let violation = |hello: &mut Hello| marked(hello, address, bytes);
-        let (mut sharer, connection) = Sharer::connected_by(&endpoint, &listener, nonce, violation)
+        let violation = |hello: &mut Hello| set_canary(hello, address, bytes);
+        let (mut shm_peer, connection) = ShmPeer::connected_with(&endpoint, &listener, nonce, violation)
             .await
-            .expect("it shares memory all the same");
+            .expect("it still shares memory");
         assert!(note(&connection).await.contains("twice"), "{}", note(&connection).await);
-        sharer.write(&fetchable(0, LEN as u64, at));
+        shm_peer.write(&fetchable(0, LEN as u64, at));
         let incoming = in_time("incoming", connection.incoming()).await.unwrap();
-        let before = sharer.heard(PRODUCED);
+        let before = shm_peer.peer_word(PRODUCED);
         let mut taking = Box::pin(incoming.accept_into(destination()));
-        let asked = eventually("it asks", || sharer.heard(PRODUCED) >= before + 32);
+        let asked = eventually("it requests payload", || shm_peer.peer_word(PRODUCED) >= before + 32);
         tokio::select! {
-            _ = &mut taking => panic!("nothing came"),
+            _ = &mut taking => panic!("it completed"),
             () = asked => {}
         }
-        drop(sharer);
+        drop(shm_peer);
         let failed = in_time("accept", taking).await.unwrap_err();
         assert_eq!(failed.error.kind(), ErrorKind::PeerLost);
     }
 
-    // A mark that is wiped meanwhile: nothing is delivered.
-    let mut fading = canary.clone();
-    let faded = |hello: &mut Hello| marked(hello, fading.as_ptr().addr() as u64, &canary);
-    let (mut sharer, connection) =
-        Sharer::connected_by(&endpoint, &listener, 6, faded).await.expect("it is believed");
-    sharer.write(&fetchable(0, LEN as u64, at));
+    // A canary that changes during the connection: nothing is delivered.
+    let mut wiped = canary.clone();
+    let honest_at_first = |hello: &mut Hello| set_canary(hello, wiped.as_ptr().addr() as u64, &canary);
+    let (mut shm_peer, connection) =
+        ShmPeer::connected_with(&endpoint, &listener, 6, honest_at_first).await.expect("it is accepted");
+    shm_peer.write(&fetchable(0, LEN as u64, at));
     let incoming = in_time("incoming", connection.incoming()).await.unwrap();
-    fading[3] ^= 1;
+    wiped[3] ^= 1;
     let failed = in_time("accept", incoming.accept_into(destination())).await.unwrap_err();
     assert_eq!(failed.error.kind(), ErrorKind::PeerLost, "{failed}");
-    assert!(matches!(&failed.returned[..], [Destination::Buffer(_)]), "the destination comes back");
+    assert!(matches!(&failed.returned[..], [Destination::Buffer(_)]), "the destination returns");
 
-    // Nothing of the kind is believed of whoever does not trust.
+    // An end that does not trust announces no addresses.
     let unauthenticated_peer = |hello: &mut Hello| {
-        marked(hello, marked_at, &canary);
+        set_canary(hello, canary_at, &canary);
         hello.words[10] = 0;
     };
-    let (mut sharer, connection) =
-        Sharer::connected_by(&endpoint, &listener, 7, unauthenticated_peer).await.expect("it shares memory");
-    sharer.write(&fetchable(0, LEN as u64, at));
+    let (mut shm_peer, connection) = ShmPeer::connected_with(&endpoint, &listener, 7, unauthenticated_peer)
+        .await
+        .expect("it shares memory");
+    shm_peer.write(&fetchable(0, LEN as u64, at));
     let end = in_time("the end", connection.recv()).await.unwrap_err();
     assert_eq!(end.kind(), ErrorKind::Corrupt, "{end}");
-    assert_talk(&pair, 2).await;
+    assert_exchange(&pair, 2).await;
     drop(frame);
 }
 
-/// A process in a namespace of its own does not see this one, which sees it.
+/// This process sees a process in a PID namespace. That process does not see this one.
 async fn frames_of_an_invisible_process_use_the_ring(row: &'static Row) {
     const LEN: usize = 1 << 20;
-    let (mut peer, address) = Peer::listening("land", row, Home::Processes, row.address).await;
+    let (mut peer, address) = Peer::listening("receive", row, Home::Processes, row.address).await;
     let connection = row.endpoint().connect(&address).await.unwrap();
-    assert!(note(&connection).await.contains(SEEN), "{}", note(&connection).await);
+    assert!(note(&connection).await.contains(COPIED_ONCE), "{}", note(&connection).await);
     let theirs = peer.line().await;
     assert!(theirs.contains("twice") && theirs.contains("namespace"), "{theirs}");
     for number in 0..3 {
-        let both = async { tokio::join!(connection.deliver(message(number, &[LEN])), land(&connection)) };
+        let both = async {
+            tokio::join!(connection.deliver(message(number, &[LEN])), receive_into_own(&connection))
+        };
         let (sent, taken) = in_time("an answer", both).await;
         sent.unwrap();
         assert_frame(&taken.unwrap().frames()[0], number, LEN);
     }
 }
 
-/// Threads that read the memory of others, at most.
+/// The most threads that read other processes.
 const READERS_MAX: usize = 8;
-/// How long a read may take, and then some for it to be noticed.
+/// Limit for a read, and for its report.
 const READ_TIME: Duration = Duration::from_secs(8);
 const CANARY: &[u8; 16] = b"sixteen of bytes";
 
 async fn a_canary_that_faults_forever_delays_no_other_attach(row: &'static Row) {
     let (endpoint, listener) = listening(row).await;
     let near = row.endpoint();
-    let pair = friend(&near, &listener).await;
-    assert!(note(&pair.1).await.contains(SEEN), "{}", note(&pair.1).await);
+    let pair = connect_by_shm(&near, &listener).await;
+    assert!(note(&pair.1).await.contains(COPIED_ONCE), "{}", note(&pair.1).await);
     let (descriptors, threads) = (usage::descriptors(), usage::threads());
     let faulting = Faulting::new(4096).unwrap();
-    let mut preference = Vec::new();
+    let mut opened_peers = Vec::new();
     for nonce in 0..READERS_MAX as u8 + 3 {
-        let violation = |hello: &mut Hello| marked(hello, faulting.address(), CANARY);
-        let opening = Sharer::connected_by(&endpoint, &listener, nonce, violation);
+        let violation = |hello: &mut Hello| set_canary(hello, faulting.address(), CANARY);
+        let opening = ShmPeer::connected_with(&endpoint, &listener, nonce, violation);
         let others = async {
             for number in 0..3 {
-                assert_talk(&pair, number).await;
+                assert_exchange(&pair, number).await;
             }
-            // The driver goes on too.
+            // The driver continues too.
             within(Duration::from_secs(2), "another endpoint", async {
                 let other = endpoint.listen(&row.address()).await.unwrap();
                 let (a, b) = tokio::join!(near.connect(other.address()), other.accept());
-                assert_talk(&(a.unwrap(), b.unwrap()), 3).await;
+                assert_exchange(&(a.unwrap(), b.unwrap()), 3).await;
             })
             .await;
         };
         let (opened, ()) = tokio::join!(opening, others);
-        let (sharer, connection) = opened.expect("it shares memory all the same");
+        let (shm_peer, connection) = opened.expect("it still shares memory");
         let why = note(&connection).await;
-        let said = ["took more than 250 ms", "8 reads of other processes have not returned"];
-        assert!(why.contains("twice") && said.iter().any(|said| why.contains(said)), "{why}");
-        preference.push((sharer, connection));
+        let reason = ["took more than 250 ms", "8 reads of other processes have not returned"];
+        assert!(why.contains("twice") && reason.iter().any(|reason| why.contains(reason)), "{why}");
+        opened_peers.push((shm_peer, connection));
     }
     assert!(usage::threads() <= threads + READERS_MAX, "{} threads", usage::threads());
-    drop((preference, faulting));
-    // Whoever waited goes on, and ends: nothing is left, and memory is read again.
+    drop((opened_peers, faulting));
+    // All waiting reads return and end: nothing stays, and memory is read again.
     eventually("all threads are gone", || usage::threads() <= threads).await;
     eventually("every descriptor is closed", || usage::descriptors() <= descriptors).await;
-    let another = friend(&near, &listener).await;
-    assert!(note(&another.1).await.contains(SEEN), "{}", note(&another.1).await);
+    let another = connect_by_shm(&near, &listener).await;
+    assert!(note(&another.1).await.contains(COPIED_ONCE), "{}", note(&another.1).await);
 }
 
-/// A peer by hand that is believed, and a message of its that lies where nobody can read it.
+/// Connects a raw peer with a valid canary, which announces a frame at an address that faults.
 async fn with_a_frame_that_faults(
     endpoint: &Endpoint,
     listener: &Listener,
     faulting: &Faulting,
     canary: &[u8; 16],
-) -> (Sharer, Connection, Incoming) {
-    let honest = |hello: &mut Hello| marked(hello, canary.as_ptr().addr() as u64, canary);
-    let opened = Sharer::connected_by(endpoint, listener, 1, honest).await;
-    let (mut sharer, connection) = opened.expect("it is believed");
-    assert!(note(&connection).await.contains(SEEN), "{}", note(&connection).await);
-    sharer.write(&fetchable(0, PART as u64, faulting.address()));
+) -> (ShmPeer, Connection, Incoming) {
+    let honest = |hello: &mut Hello| set_canary(hello, canary.as_ptr().addr() as u64, canary);
+    let opened = ShmPeer::connected_with(endpoint, listener, 1, honest).await;
+    let (mut shm_peer, connection) = opened.expect("it is accepted");
+    assert!(note(&connection).await.contains(COPIED_ONCE), "{}", note(&connection).await);
+    shm_peer.write(&fetchable(0, PART as u64, faulting.address()));
     let incoming = in_time("incoming", connection.incoming()).await.unwrap();
-    (sharer, connection, incoming)
+    (shm_peer, connection, incoming)
 }
 
 fn destination() -> Vec<Destination> {
@@ -511,20 +528,20 @@ fn destination() -> Vec<Destination> {
 
 async fn frames_that_fault_forever_fail_alone(row: &'static Row) {
     let (endpoint, listener) = listening(row).await;
-    let pair = friend(&row.endpoint(), &listener).await;
+    let pair = connect_by_shm(&row.endpoint(), &listener).await;
     let (faulting, canary) = (Faulting::new(PART).unwrap(), Box::new(*CANARY));
-    let (mut sharer, connection, incoming) =
+    let (mut shm_peer, connection, incoming) =
         with_a_frame_that_faults(&endpoint, &listener, &faulting, &canary).await;
     let mut taking = std::pin::pin!(incoming.accept_into(destination()));
     let others = async {
         // The connection itself, both ways, and others.
         for number in 1..20 {
-            sharer.write(&packet(&announcement(number, EAGER, b"hi", 5, b"hello"), 0, &[]));
+            shm_peer.write(&packet(&announcement(number, EAGER, b"hi", 5, b"hello"), 0, &[]));
             let taken = within(Duration::from_secs(1), "a message", connection.recv()).await.unwrap();
             assert_eq!(taken.header(), "hi");
             let sending = connection.send(message(1, &[100]));
             within(Duration::from_secs(1), "a message", sending).await.unwrap();
-            assert_talk(&pair, 1).await;
+            assert_exchange(&pair, 1).await;
         }
     };
     let began = Instant::now();
@@ -538,28 +555,28 @@ async fn frames_that_fault_forever_fail_alone(row: &'static Row) {
     assert!(began.elapsed() > Duration::from_secs(4), "after {:?}", began.elapsed());
     let why = note(&connection).await;
     assert!(why.contains("twice") && why.contains("did not return within 5 s"), "{why}");
-    // The connection lives, and what would have been read is asked for.
-    sharer.write(&fetchable(20, PART as u64, faulting.address()));
+    // The connection continues, and requests payload over the ring.
+    shm_peer.write(&fetchable(20, PART as u64, faulting.address()));
     let incoming = in_time("incoming", connection.incoming()).await.unwrap();
-    let before = sharer.heard(PRODUCED);
+    let before = shm_peer.peer_word(PRODUCED);
     let asking = async {
-        eventually("it asks", || sharer.heard(PRODUCED) >= before + 32).await;
+        eventually("it requests payload", || shm_peer.peer_word(PRODUCED) >= before + 32).await;
         for part in [7; PART].chunks(30_000) {
-            sharer.write(&packet(&[], 20 * 4, part));
-            eventually("it reads", || sharer.heard(CONSUMED) == sharer.told(PRODUCED)).await;
+            shm_peer.write(&packet(&[], 20 * 4, part));
+            eventually("it reads", || shm_peer.peer_word(CONSUMED) == shm_peer.own_word(PRODUCED)).await;
         }
     };
     let (taken, ()) =
         in_time("accept", async { tokio::join!(incoming.accept_into(destination()), asking) }).await;
     assert!(taken.unwrap().frames()[0].to_vec().unwrap() == vec![7; PART]);
-    assert_talk(&pair, 2).await;
+    assert_exchange(&pair, 2).await;
 }
 
 async fn abort_does_not_wait_for_memory_that_faults_forever(row: &'static Row) {
     let (endpoint, listener) = listening(row).await;
-    let pair = friend(&row.endpoint(), &listener).await;
+    let pair = connect_by_shm(&row.endpoint(), &listener).await;
     let (faulting, canary) = (Faulting::new(PART).unwrap(), Box::new(*CANARY));
-    let (sharer, connection, incoming) =
+    let (shm_peer, connection, incoming) =
         with_a_frame_that_faults(&endpoint, &listener, &faulting, &canary).await;
     let taking = tokio::spawn(async move { incoming.accept_into(destination()).await });
     tokio::time::sleep(Duration::from_millis(200)).await;
@@ -571,11 +588,11 @@ async fn abort_does_not_wait_for_memory_that_faults_forever(row: &'static Row) {
     connection.abort();
     let end = within(Duration::from_secs(1), "recv", receiving).await.unwrap().unwrap_err();
     assert_eq!(end.kind(), ErrorKind::Closed, "{end}");
-    assert_talk(&pair, 1).await;
+    assert_exchange(&pair, 1).await;
     let failed = within(READ_TIME, "the accept", taking).await.unwrap().unwrap_err();
     assert_eq!(failed.error.kind(), ErrorKind::Closed, "{failed}");
-    // Where the read returns, its memory comes back at once.
-    drop((sharer, faulting));
+    // When the read returns, its memory returns at once.
+    drop((shm_peer, faulting));
     let faulting = Faulting::new(PART).unwrap();
     let (_sharer, connection, incoming) =
         with_a_frame_that_faults(&endpoint, &listener, &faulting, &canary).await;
@@ -584,5 +601,5 @@ async fn abort_does_not_wait_for_memory_that_faults_forever(row: &'static Row) {
     connection.abort();
     drop(faulting);
     let failed = within(Duration::from_secs(2), "the accept", taking).await.unwrap().unwrap_err();
-    assert!(matches!(&failed.returned[..], [Destination::Buffer(_)]), "the destination comes back");
+    assert!(matches!(&failed.returned[..], [Destination::Buffer(_)]), "the destination returns");
 }

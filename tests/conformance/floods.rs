@@ -1,4 +1,4 @@
-//! Floods of unauthenticated peers: they hold what they get, and a good peer is connected within a second all the same.
+//! Floods of unauthenticated peers hold all that they get. A good peer still connects within a second.
 
 use std::collections::VecDeque;
 use std::io::Write;
@@ -14,13 +14,13 @@ use towline::{Address, Endpoint, ErrorKind, Listener, Token};
 use towline_tests::usage;
 use towline_tests::wire::{hand, hello};
 
-use crate::backends::{Row, meet};
+use crate::backends::{Row, connect_pair};
 use crate::content::{assert_message, message};
 use crate::encrypted::dial;
-use crate::peer::{Home, Peer, say};
+use crate::peer::{Home, Peer, print_line};
 use crate::polls::{eventually, in_time};
-use crate::raw_peer::{connected, heard, send};
-use crate::sharing::{Visitor, by_shm};
+use crate::raw_peer::{connected, read_handshake, send};
+use crate::sharing::{AttachingPeer, by_shm};
 use crate::suite::cases;
 
 cases! {
@@ -37,63 +37,63 @@ cases! {
         #[core] a_flood_of_the_local_socket_blocks_no_peer;
 }
 
-/// How long a good peer may take to connect, with a message there and back.
+/// Time limit for a good peer to connect and exchange a message.
 const LIMIT: Duration = Duration::from_secs(1);
-/// It tries so often. Half of the tries may take longer, because the machine is busy.
+/// Attempts of a good peer. Half of them may take longer on a busy machine.
 const TRIES: usize = 7;
 
-/// Of a message of the handshake.
+/// Length of a handshake message's head.
 const HEAD_LEN: usize = 16;
 
-/// Peers that come one after the other, from a thread, and hold what they get. It ends with this.
+/// A thread that connects peers one after another, and keeps their sockets. Dropping it ends the thread.
 struct Flood {
-    over: Arc<AtomicBool>,
-    came: Arc<AtomicUsize>,
+    done: Arc<AtomicBool>,
+    count: Arc<AtomicUsize>,
     thread: Option<JoinHandle<()>>,
 }
 
 impl Flood {
-    /// One peer every `gap`; the last `kept` of them stay.
+    /// Connects one peer every `gap`, and keeps the last `kept`.
     fn begin<S: Send>(
         kept: usize,
         gap: Duration,
-        mut come: impl FnMut() -> Option<S> + Send + 'static,
+        mut connect: impl FnMut() -> Option<S> + Send + 'static,
     ) -> Self {
-        let (over, came) = <(Arc<AtomicBool>, Arc<AtomicUsize>)>::default();
-        let (until, count) = (over.clone(), came.clone());
+        let (done, count) = <(Arc<AtomicBool>, Arc<AtomicUsize>)>::default();
+        let (until, counter) = (done.clone(), count.clone());
         let thread = std::thread::spawn(move || {
             let mut peers = VecDeque::new();
             while !until.load(Ordering::Relaxed) {
-                peers.extend(come());
-                count.fetch_add(1, Ordering::Relaxed);
+                peers.extend(connect());
+                counter.fetch_add(1, Ordering::Relaxed);
                 if peers.len() > kept {
                     peers.pop_front();
                 }
                 std::thread::sleep(gap);
             }
         });
-        Self { over, came, thread: Some(thread) }
+        Self { done, count, thread: Some(thread) }
     }
 
-    /// Waits until so many came.
-    async fn grown_to(&self, count: usize) {
-        eventually("the flood is there", || self.came.load(Ordering::Relaxed) >= count).await;
+    /// Waits until this many peers have connected.
+    async fn reach(&self, count: usize) {
+        eventually("the flood is there", || self.count.load(Ordering::Relaxed) >= count).await;
     }
 }
 
 impl Drop for Flood {
     fn drop(&mut self) {
-        self.over.store(true, Ordering::Relaxed);
+        self.done.store(true, Ordering::Relaxed);
         let _ = self.thread.take().map(JoinHandle::join);
     }
 }
 
-/// Good peers are connected, one after the other, most of them within [`LIMIT`].
+/// Asserts that most of several good peers connect within [`LIMIT`].
 async fn assert_open(near: &Endpoint, listener: &Listener, address: &Address) {
     let mut times = Vec::new();
     for number in 0..TRIES {
         let began = Instant::now();
-        // Whichever fails says so at once.
+        // Either failure panics at once.
         let connecting = async { near.connect(address).await.unwrap() };
         let both = async { tokio::join!(connecting, async { listener.accept().await.unwrap() }) };
         let (a, b) = in_time("a good peer", both).await;
@@ -111,11 +111,11 @@ fn socket(address: &Address) -> Option<TcpStream> {
     TcpStream::connect((address.host(), address.port())).ok()
 }
 
-/// One that says this and nothing more.
-fn speaker(address: &Address, words: &[u8]) -> Option<TcpStream> {
+/// Connects and sends these bytes, and nothing more.
+fn connect_and_send(address: &Address, bytes: &[u8]) -> Option<TcpStream> {
     let mut socket = socket(address)?;
-    // It may have been evicted already.
-    let _ = socket.write_all(words);
+    // The listener may have evicted it already.
+    let _ = socket.write_all(bytes);
     Some(socket)
 }
 
@@ -136,20 +136,20 @@ async fn five_thousand_silent_sockets_block_no_peer(row: &'static Row) {
         left -= 1;
         socket(&to)
     });
-    // While they come, and when all are there.
+    // During the flood, and after it.
     assert_open(&near, &listener, &address).await;
-    flood.grown_to(sockets).await;
+    flood.reach(sockets).await;
     assert_open(&near, &listener, &address).await;
 }
 
 async fn a_stream_of_silent_connections_blocks_no_peer(row: &'static Row) {
-    // As 30 a second do where there are as many places as anybody has seconds.
+    // Like 30 a second where places are as many as seconds of patience.
     let (near, far) = (row.endpoint(), row.builder().unauthenticated_max(16).build().unwrap());
     let listener = far.listen(&row.address()).await.unwrap();
     let address = listener.address().clone();
     let to = address.clone();
     let flood = Flood::begin(1000, Duration::from_millis(33), move || socket(&to));
-    flood.grown_to(32).await;
+    flood.reach(32).await;
     assert_open(&near, &listener, &address).await;
 }
 
@@ -157,13 +157,13 @@ async fn peers_that_stop_during_the_handshake_block_no_peer(row: &'static Row) {
     let (near, far) = (row.endpoint(), row.endpoint());
     let listener = far.listen(&row.address()).await.unwrap();
     let address = listener.address().clone();
-    let words = match address.scheme().is_encrypted() {
+    let bytes = match address.scheme().is_encrypted() {
         true => b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03".to_vec(),
         false => hello([7; 32], &[7; 56], &[("tcp", b"")]),
     };
     let to = address.clone();
-    let flood = Flood::begin(1000, Duration::from_millis(1), move || speaker(&to, &words));
-    flood.grown_to(600).await;
+    let flood = Flood::begin(1000, Duration::from_millis(1), move || connect_and_send(&to, &bytes));
+    flood.reach(600).await;
     assert_open(&near, &listener, &address).await;
 }
 
@@ -174,7 +174,7 @@ async fn wrong_tokens_block_no_peer_and_are_delayed(row: &'static Row) {
     let address = listener.address().clone();
     let guess = |wrong: Endpoint, address: Address| async move {
         let error = wrong.connect(&address).await.unwrap_err();
-        // Of many at once some make room before they are told.
+        // Of many at once, some are evicted before they are refused.
         assert!(matches!(error.kind(), ErrorKind::Unauthenticated | ErrorKind::PeerLost), "{error}");
         error.kind()
     };
@@ -190,11 +190,11 @@ async fn wrong_tokens_block_no_peer_and_are_delayed(row: &'static Row) {
         .collect();
     assert_open(&near, &listener, &address).await;
     guessers.iter().for_each(tokio::task::JoinHandle::abort);
-    // Whoever goes on alone is told, and waits for it.
+    // A single peer is refused, after a delay.
     let began = Instant::now();
-    let told = in_time("the answer", guess(wrong, address.clone())).await;
-    assert_eq!(told, ErrorKind::Unauthenticated);
-    assert!(began.elapsed() >= Duration::from_millis(300), "told after {:?}", began.elapsed());
+    let refusal = in_time("the answer", guess(wrong, address.clone())).await;
+    assert_eq!(refusal, ErrorKind::Unauthenticated);
+    assert!(began.elapsed() >= Duration::from_millis(300), "refused after {:?}", began.elapsed());
     assert_open(&near, &listener, &address).await;
 }
 
@@ -206,15 +206,15 @@ async fn streams_that_never_join_block_no_peer(row: &'static Row) {
     for number in 0..HALF_OPEN {
         let mut stream = dial(&listener).await;
         let mut hello = hello([number as u8; 32], &[number as u8; 56], &[("tcp", b"")]);
-        // The feature of several streams.
+        // The feature bit of several streams.
         hello[HEAD_LEN + 4] = 2;
         send(&mut stream, &hello).await.unwrap();
-        assert_eq!(heard(&mut stream).await.0, 1, "its Hello");
+        assert_eq!(read_handshake(&mut stream).await.0, 1, "its Hello");
         send(&mut stream, &hand(2, &[0; 32])).await.unwrap();
-        assert_eq!(heard(&mut stream).await.0, 2, "its Proof");
+        assert_eq!(read_handshake(&mut stream).await.0, 2, "its Proof");
         if number % 2 == 0 {
             send(&mut stream, &hand(7, b"\x10tcp")).await.unwrap();
-            assert_eq!(heard(&mut stream).await.0, 4, "it waits for the other streams");
+            assert_eq!(read_handshake(&mut stream).await.0, 4, "it waits for the other streams");
         }
         peers.push(stream);
     }
@@ -223,19 +223,19 @@ async fn streams_that_never_join_block_no_peer(row: &'static Row) {
 }
 
 async fn unfinished_records_share_one_budget(row: &'static Row) {
-    // An eighth of this is for records whose rest has not come.
+    // An eighth of the memory limit is for incomplete records.
     const MEMORY: u64 = 2 << 30;
     const BUDGET: u64 = MEMORY / 8;
     const RECORDS_LEN: usize = 2 << 20;
     const PEERS: usize = BUDGET as usize / RECORDS_LEN + 40;
-    // Buffers of sockets, and what an allocator keeps.
+    // Socket buffers, and what an allocator keeps.
     const BESIDES: u64 = 96 << 20;
     let maximum = getrlimit(Resource::As).maximum;
     setrlimit(Resource::As, Rlimit { current: Some(MEMORY), maximum }).unwrap();
-    // Long enough that no peer is lost by its silence first.
+    // Long enough that no silent peer is lost first.
     let (near, far) = (row.endpoint(), row.builder().heartbeat(Duration::from_secs(12)).build().unwrap());
     let listener = far.listen(&row.address()).await.unwrap();
-    let (a, b) = in_time("a good peer", meet(&near, &listener)).await;
+    let (a, b) = in_time("a good peer", connect_pair(&near, &listener)).await;
     let before = usage::resident();
     let mut peers = Vec::new();
     let unfinished = [&(RECORDS_LEN as u32).to_le_bytes()[..], &vec![0; 12 + RECORDS_LEN - 1]].concat();
@@ -259,21 +259,21 @@ async fn unfinished_records_share_one_budget(row: &'static Row) {
 async fn a_flood_of_the_local_socket_blocks_no_peer(row: &'static Row) {
     let (near, far) = (row.endpoint(), row.endpoint());
     let listener = far.listen(&"towline://127.0.0.1:0".parse().unwrap()).await.unwrap();
-    let guide = Visitor::new(&far, &listener, 1).await;
-    // What is opened once for all is open.
+    let guide = AttachingPeer::new(&far, &listener, 1).await;
+    // Opens what a process opens once.
     assert_open(&near, &listener, &by_shm(&listener)).await;
     let before = usage::descriptors();
-    let mut speaks = false;
+    let mut sends = false;
     let flood = Flood::begin(1000, Duration::ZERO, move || {
         let mut socket: UnixStream = guide.dial();
-        speaks = !speaks;
-        if speaks {
-            // It may have been evicted already.
+        sends = !sends;
+        if sends {
+            // The listener may have evicted it already.
             let _ = socket.write_all(b"T");
         }
         Some(socket)
     });
-    flood.grown_to(1000).await;
+    flood.reach(1000).await;
     assert_open(&near, &listener, &by_shm(&listener)).await;
     drop(flood);
     eventually("as many descriptors as before", || usage::descriptors() <= before).await;
@@ -282,23 +282,23 @@ async fn a_flood_of_the_local_socket_blocks_no_peer(row: &'static Row) {
 async fn a_lack_of_descriptors_blocks_no_peer(row: &'static Row) {
     let (near, far) = (row.endpoint(), row.endpoint());
     let listener = far.listen(&row.address()).await.unwrap();
-    // What is opened once for all is open.
+    // Opens what a process opens once.
     assert_open(&near, &listener, listener.address()).await;
-    let mut crowd = Peer::start("crowd", row, Home::Here, &listener.address().to_string());
+    let mut peer = Peer::start("flood", row, Home::Here, &listener.address().to_string());
     let maximum = getrlimit(Resource::Nofile).maximum;
     let current = Some(usage::descriptors() as u64 + 120);
     setrlimit(Resource::Nofile, Rlimit { current, maximum }).unwrap();
-    assert_eq!(crowd.line().await, "crowded");
+    assert_eq!(peer.line().await, "flooding");
     assert_open(&near, &listener, listener.address()).await;
 }
 
-/// A peer's role: silent connections without end, more than anybody has descriptors for.
-pub(crate) fn crowd(address: &Address) {
+/// A peer's role: connects forever without sending, with more sockets than any limit of descriptors.
+pub(crate) fn flood(address: &Address) {
     let mut sockets = VecDeque::new();
     for number in 0_usize.. {
         sockets.extend(socket(address));
         if number == 400 {
-            say("crowded");
+            print_line("flooding");
         }
         if sockets.len() > 400 {
             sockets.pop_front();

@@ -1,4 +1,4 @@
-//! A receiver that is slow, busy or absent holds its sender back, and loses nothing.
+//! A slow, busy or absent receiver blocks its sender, and no message is lost.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering::Relaxed};
@@ -28,10 +28,10 @@ cases! {
         #[core] gets_are_served_while_their_owner_computes;
 }
 
-/// More than any backend's window, in messages.
+/// More messages than any backend's window.
 const BEYOND_MESSAGES: usize = 3000;
 const HEARTBEAT: Duration = Duration::from_millis(250);
-/// Three missed heartbeats, and more.
+/// More than three missed heartbeats.
 const COMPUTING: Duration = Duration::from_millis(2000);
 
 async fn a_receiver_that_takes_nothing_bounds_its_sender(row: &'static Row) {
@@ -41,7 +41,7 @@ async fn a_receiver_that_takes_nothing_bounds_its_sender(row: &'static Row) {
         let before = usage::resident();
         let sending = {
             let (a, sent, acked) = (pair.a.clone(), sent.clone(), acked.clone());
-            // One memory for all of them: what grows is not the sender's.
+            // All messages share one memory, so that only the library's memory can grow.
             let one = message(0, &[len]);
             tokio::spawn(async move {
                 let mut receipts = Vec::new();
@@ -60,13 +60,13 @@ async fn a_receiver_that_takes_nothing_bounds_its_sender(row: &'static Row) {
             })
         };
         let mut so_far = usize::MAX;
-        eventually("the sender stands still", || {
+        eventually("the sender blocks", || {
             std::thread::sleep(Duration::from_millis(300));
             std::mem::replace(&mut so_far, sent.load(Relaxed)) == so_far
         })
         .await;
-        assert!(so_far <= 2048, "{so_far} messages of {len} bytes were sent to nobody");
-        assert_eq!(acked.load(Relaxed), 0, "nothing was taken, and nothing has a receipt");
+        assert!(so_far <= 2048, "{so_far} messages of {len} bytes were sent without a receive");
+        assert_eq!(acked.load(Relaxed), 0, "no receipt without a receive");
         let growth = usage::resident().saturating_sub(before);
         assert!(growth < 24 << 20, "{growth} bytes for {so_far} messages of {len} bytes");
         if so_far > 0 {
@@ -147,7 +147,7 @@ async fn long_headers_wait_for_credit(row: &'static Row) {
     in_time("long headers both ways", both).await;
 }
 
-/// Every kind of exchange ends by itself: what waits for a heartbeat, or for somebody's next look, is found out here.
+/// Every exchange completes by itself: this finds any that waits for a heartbeat or for the driver's sweep.
 async fn no_exchange_waits_for_a_timer(row: &'static Row) {
     const TURNS: usize = 50;
     let pair = row.pair_with(|builder| builder.heartbeat(Duration::from_secs(60))).await;
@@ -158,7 +158,7 @@ async fn no_exchange_waits_for_a_timer(row: &'static Row) {
             for turn in 0..TURNS {
                 let (there, back) = (message(turn, &[len]), message(turn, &[len]));
                 match turn % 5 {
-                    // There and back.
+                    // Both ways.
                     0 => {
                         let (sent, taken) = tokio::join!(pair.a.send(there), pair.b.recv());
                         sent.unwrap();
@@ -167,7 +167,7 @@ async fn no_exchange_waits_for_a_timer(row: &'static Row) {
                         sent.unwrap();
                         taken.unwrap();
                     }
-                    // The receiver is done before its sender hears of it.
+                    // The receiver is done before its sender gets the acknowledgement.
                     1 => {
                         let a = pair.a.clone();
                         let sent = tokio::spawn(async move { a.send(there).await?.delivered().await });
@@ -201,7 +201,7 @@ async fn no_exchange_waits_for_a_timer(row: &'static Row) {
     }
 }
 
-/// Whoever leaves a link to others that wait on it hands it over: nothing waits for a look of the driver's.
+/// A call that stops polling the link hands it to another waiting call at once, without the driver's sweep.
 async fn a_waiting_call_takes_over_at_once(row: &'static Row) {
     const TURNS: u32 = 20;
     let pair = row.pair().await;
@@ -214,7 +214,7 @@ async fn a_waiting_call_takes_over_at_once(row: &'static Row) {
             let second = tokio::spawn(async move { second.deliver(message(1, &[50_000])).await });
             tokio::time::sleep(Duration::from_millis(2)).await;
             first.abort();
-            // It is gone now, and it may have led.
+            // The task has ended. It may have polled the link.
             assert!(first.await.is_err());
             let began = Instant::now();
             assert_message(&pair.b.recv().await.unwrap(), 1, &[50_000]);
@@ -223,15 +223,15 @@ async fn a_waiting_call_takes_over_at_once(row: &'static Row) {
         }
         waited / TURNS
     };
-    // The best of several attempts: the machine may be busy.
+    // The best of several attempts, as the machine may be busy.
     let mut best = Duration::MAX;
     for _ in 0..5 {
-        best = best.min(in_time("the talk", talk()).await);
+        best = best.min(in_time("the exchange", talk()).await);
         if best < Duration::from_millis(5) {
             return;
         }
     }
-    panic!("{best:?} for a message whose neighbour has left");
+    panic!("{best:?} for a message after another call ended");
 }
 
 async fn a_small_message_is_not_delayed_by_large_ones_the_other_way(row: &'static Row) {
@@ -253,7 +253,7 @@ async fn a_small_message_is_not_delayed_by_large_ones_the_other_way(row: &'stati
     assert!(large.await.unwrap().into_iter().all(|sent| sent.is_ok()));
 }
 
-/// Receives once on a runtime of one thread, then computes on that thread, then receives again.
+/// Receives once on a runtime of one thread, computes on that thread, then receives again.
 fn computing(from: Connection) -> std::thread::JoinHandle<towline::Result<()>> {
     std::thread::spawn(move || {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
@@ -273,7 +273,7 @@ async fn a_receiver_that_computes_is_not_lost(row: &'static Row) {
     let pair = row.pair_with(|builder| builder.heartbeat(HEARTBEAT)).await;
     let computing = computing(pair.b.clone());
     in_time("the first", pair.a.deliver(message(0, &[10]))).await.unwrap();
-    // A large one, which needs the other end's consent.
+    // A large message needs the other end's accept.
     in_time("the second", pair.a.deliver(message(1, &[1 << 20]))).await.unwrap();
     computing.join().unwrap().unwrap();
     let (sent, taken) = tokio::join!(pair.b.deliver(message(2, &[10])), pair.a.recv());

@@ -1,4 +1,4 @@
-//! A child forked without `exec`: what it inherited is inert there, and what it makes itself works.
+//! A child forked without `exec`. Inherited handles do nothing in it, and handles that it creates work.
 
 use std::fmt::Debug;
 use std::ops::Range;
@@ -11,11 +11,11 @@ use towline::{
     Message, blocking,
 };
 
-use crate::backends::{Pair, Row, meet};
+use crate::backends::{Pair, Row, connect_pair};
 use crate::callers::without_tokio;
 use crate::content::{assert_message, message};
 use crate::forked::Forked;
-use crate::mixed::{Dice, seeds};
+use crate::mixed::{Random, seeds};
 use crate::polls::{TIMEOUT, block_on, in_time, polled};
 use crate::suite::cases;
 
@@ -36,8 +36,8 @@ fn lengths(at: usize) -> Vec<usize> {
     vec![[0, 10, 700, 20_000, 300_000, 2 << 20][at % LENS.end]; 2]
 }
 
-/// Messages of every size there and back, numbered from `from` on.
-async fn converse(a: &Connection, b: &Connection, from: usize) {
+/// Exchanges messages of every size both ways, numbered from `from`.
+async fn exchange(a: &Connection, b: &Connection, from: usize) {
     for at in LENS {
         for (near, far) in [(a, b), (b, a)] {
             let message = message(from + at, &lengths(at));
@@ -49,7 +49,7 @@ async fn converse(a: &Connection, b: &Connection, from: usize) {
     }
 }
 
-/// Whether the peer of `a` sees its good-bye.
+/// Asserts that the peer of `a` receives the close.
 async fn assert_closes(a: &Connection, b: &Connection) {
     let both = async { tokio::join!(a.close(), b.recv()) };
     let (closed, end) = in_time("the close", both).await;
@@ -63,10 +63,10 @@ fn assert_inherited(error: &Error) {
     assert!(error.to_string().contains("forked from the one that owns this"), "{error}");
 }
 
-/// Whether a call ends with that word, and gives its memory back.
+/// Asserts that a call fails in the forked child, and returns its memory.
 #[track_caller]
-fn returned<T: Debug, M>(result: Result<T, Failed<M>>) -> M {
-    let failed = result.map(drop).expect_err("an inherited connection does nothing");
+fn assert_returned<T: Debug, M>(result: Result<T, Failed<M>>) -> M {
+    let failed = result.map(drop).expect_err("an inherited connection fails");
     assert_inherited(&failed.error);
     failed.returned
 }
@@ -74,8 +74,8 @@ fn returned<T: Debug, M>(result: Result<T, Failed<M>>) -> M {
 async fn drops_in_a_forked_child_disturb_no_peer(row: &'static Row) {
     let pair = row.pair().await;
     let Pair { a, b, .. } = &pair;
-    converse(a, b, 0).await;
-    // Whatever there is to inherit, at both ends.
+    exchange(a, b, 0).await;
+    // Everything that a child can inherit, at both ends.
     let receipt = a.send(message(100, &[10])).await.unwrap();
     let large = Message::new("large").with_frame(vec![1; 300_000]);
     let sending = tokio::spawn({
@@ -89,14 +89,14 @@ async fn drops_in_a_forked_child_disturb_no_peer(row: &'static Row) {
     let pooled = pair.near.pool().take(100_000).unwrap();
     let mut held = Some((pair, receipt, small, incoming, region, pooled));
     let held = without_tokio(move || {
-        // In the child the handles here are the last but those of tasks that never run there.
+        // In the child these are the last handles, except those of tasks that never run there.
         Forked::new(|| drop(held.take())).assert_done(TIMEOUT);
         held
     });
     let (pair, receipt, small, incoming, region, pooled) = held.await.unwrap();
     let Pair { a, b, near, far, listener } = &pair;
     assert_message(&in_time("accept", small.accept()).await.unwrap(), 100, &[10]);
-    in_time("the word", receipt.delivered()).await.unwrap();
+    in_time("the receipt", receipt.delivered()).await.unwrap();
     let taken = in_time("accept", incoming.accept()).await.unwrap();
     assert_eq!(taken.frames()[0].to_vec().unwrap(), vec![1; 300_000]);
     in_time("deliver", sending).await.unwrap().unwrap();
@@ -104,9 +104,9 @@ async fn drops_in_a_forked_child_disturb_no_peer(row: &'static Row) {
     assert_eq!(got.as_slice().unwrap(), [7; 1000]);
     assert_eq!(in_time("revoke", region.revoke()).await.len(), 1000);
     drop(pooled);
-    converse(a, b, 200).await;
-    let (c, d) = in_time("one more", meet(near, listener)).await;
-    converse(&c, &d, 300).await;
+    exchange(a, b, 200).await;
+    let (c, d) = in_time("one more", connect_pair(near, listener)).await;
+    exchange(&c, &d, 300).await;
     assert_closes(a, b).await;
     assert_closes(&d, &c).await;
     in_time("the end", far.close()).await;
@@ -129,19 +129,22 @@ async fn inherited_handles_fail_with_a_reason(row: &'static Row) {
         let work = || {
             let (receipt, incoming, second, region) = held.take().unwrap();
             let remote = region.remote();
-            assert_eq!(returned(block_on(a.send(message(7, &[10])))).payload_len(), 10);
-            assert_eq!(returned(block_on(b.send(message(7, &[300_000])))).payload_len(), 300_000);
+            assert_eq!(assert_returned(block_on(a.send(message(7, &[10])))).payload_len(), 10);
+            assert_eq!(assert_returned(block_on(b.send(message(7, &[300_000])))).payload_len(), 300_000);
             assert_inherited(&block_on(a.deliver(message(7, &[]))).unwrap_err());
             assert_inherited(&block_on(b.recv()).unwrap_err());
             assert_inherited(&block_on(a.incoming()).unwrap_err());
-            assert_eq!(returned(block_on(b.recv_into(BufferMut::with_capacity(99)))).capacity(), 99);
-            assert_eq!(returned(block_on(b.get(&remote, 0, BufferMut::with_capacity(9)))).capacity(), 9);
-            assert_eq!(returned(block_on(b.put(&remote, 0, Buffer::new()))).len(), 0);
-            assert_eq!(returned(a.expose(vec![1; 5].into(), LIFETIME)).len(), 5);
-            assert_eq!(returned(a.expose_mut(vec![1; 5].into(), LIFETIME)).len(), 5);
+            assert_eq!(assert_returned(block_on(b.recv_into(BufferMut::with_capacity(99)))).capacity(), 99);
+            assert_eq!(
+                assert_returned(block_on(b.get(&remote, 0, BufferMut::with_capacity(9)))).capacity(),
+                9
+            );
+            assert_eq!(assert_returned(block_on(b.put(&remote, 0, Buffer::new()))).len(), 0);
+            assert_eq!(assert_returned(a.expose(vec![1; 5].into(), LIFETIME)).len(), 5);
+            assert_eq!(assert_returned(a.expose_mut(vec![1; 5].into(), LIFETIME)).len(), 5);
             assert_inherited(&block_on(receipt.delivered()).unwrap_err());
             assert_inherited(&block_on(incoming.accept()).unwrap_err());
-            assert_eq!(returned(block_on(second.accept_into(vec![Destination::Discard]))).len(), 1);
+            assert_eq!(assert_returned(block_on(second.accept_into(vec![Destination::Discard]))).len(), 1);
             assert_eq!(block_on(region.revoke()).to_vec().unwrap(), [7; 1000], "its own copy");
             assert_inherited(&block_on(listener.accept()).unwrap_err());
             assert_inherited(&block_on(near.connect(listener.address())).unwrap_err());
@@ -157,7 +160,7 @@ async fn inherited_handles_fail_with_a_reason(row: &'static Row) {
     });
     drop(held);
     in_time("what was rejected", sending).await.unwrap().unwrap();
-    converse(&pair.a, &pair.b, 10).await;
+    exchange(&pair.a, &pair.b, 10).await;
     assert_closes(&pair.b, &pair.a).await;
 }
 
@@ -169,10 +172,10 @@ async fn calls_in_progress_at_a_fork_fail_in_the_child_only(row: &'static Row) {
     let mut accept = Box::pin(listener.accept());
     let mut deliver = Box::pin(a.deliver(message(0, &[300_000])));
     assert!(polled(recv.as_mut(), 2).await.is_none(), "there is nothing to take");
-    assert!(polled(incoming.as_mut(), 2).await.is_none(), "it is the other's turn");
-    assert!(polled(accept.as_mut(), 2).await.is_none(), "nobody comes");
-    assert!(polled(deliver.as_mut(), 1).await.is_none(), "nobody took it yet");
-    // The child drops what the parent goes on with, polled there or not.
+    assert!(polled(incoming.as_mut(), 2).await.is_none(), "another call receives first");
+    assert!(polled(accept.as_mut(), 2).await.is_none(), "no peer connects");
+    assert!(polled(deliver.as_mut(), 1).await.is_none(), "it is not received yet");
+    // The child drops what the parent continues, polled in the child or not.
     let mut under_way = Some((recv, incoming, accept, deliver));
     Forked::new(|| drop(under_way.take())).assert_done(TIMEOUT);
     Forked::new(|| {
@@ -196,8 +199,8 @@ async fn calls_in_progress_at_a_fork_fail_in_the_child_only(row: &'static Row) {
     accepted.unwrap();
 }
 
-/// Two endpoints that this process makes, and messages between them.
-fn talk_to_oneself(row: &Row, at: &Address, from: usize) {
+/// Exchanges messages between two endpoints of this process.
+fn exchange_with_self(row: &Row, at: &Address, from: usize) {
     let (near, far) = (row.endpoint(), row.endpoint());
     let listener = blocking::Endpoint::from(far).listen(at).unwrap();
     let near = blocking::Endpoint::from(near);
@@ -223,11 +226,11 @@ fn talk_to_oneself(row: &Row, at: &Address, from: usize) {
 async fn a_forked_child_can_build_endpoints(row: &'static Row) {
     let pair = row.pair().await;
     let Pair { a, b, near, listener, .. } = &pair;
-    // The thread that forks has waited before: its runtime is inherited too.
+    // The forking thread has waited before, so its runtime is inherited too.
     let (address, identity) = (listener.address().clone(), *near.identity());
     let crosses = row.caps.contains(Caps::CROSS_PROCESS);
     let child = without_tokio(move || {
-        talk_to_oneself(row, &row.address(), 0);
+        exchange_with_self(row, &row.address(), 0);
         Forked::new(move || {
             let own = blocking::Endpoint::from(row.endpoint());
             assert!(!own.as_async().identity().same_process(&identity), "a fork is another process");
@@ -237,53 +240,60 @@ async fn a_forked_child_can_build_endpoints(row: &'static Row) {
                 connection.deliver(message(50, &[300_000])).unwrap();
                 assert_message(&connection.recv().unwrap(), 51, &[10]);
                 connection.close().unwrap();
-                talk_to_oneself(row, &row.address(), 60);
+                exchange_with_self(row, &row.address(), 60);
             } else {
-                // The name is its parent's there, and free here.
+                // The parent's name is free in the child.
                 assert_eq!(own.connect(&address).unwrap_err().kind(), ErrorKind::Refused);
-                talk_to_oneself(row, &address, 60);
+                exchange_with_self(row, &address, 60);
             }
-            // And its children are others again.
+            // The child's own children fail the same way.
             let child = Forked::new(|| {
                 assert_inherited(&own.listen(&row.address()).unwrap_err());
-                talk_to_oneself(row, &row.address(), 70);
+                exchange_with_self(row, &row.address(), 70);
             });
             child.assert_done(TIMEOUT);
-            talk_to_oneself(row, &row.address(), 80);
+            exchange_with_self(row, &row.address(), 80);
         })
     })
     .await;
     if crosses {
         let from_child = in_time("the child", listener.accept()).await.unwrap();
-        assert_message(&in_time("its word", from_child.recv()).await.unwrap(), 50, &[300_000]);
+        assert_message(&in_time("its receipt", from_child.recv()).await.unwrap(), 50, &[300_000]);
         in_time("an answer", from_child.deliver(message(51, &[10]))).await.unwrap();
         assert_eq!(in_time("its end", from_child.recv()).await.unwrap_err().kind(), ErrorKind::Closed);
     }
     without_tokio(move || child.assert_done(2 * TIMEOUT)).await;
-    converse(a, b, 100).await;
+    exchange(a, b, 100).await;
 }
 
 async fn a_close_is_seen_while_a_forked_child_lives(row: &'static Row) {
     let pair = row.pair().await;
     let child = without_tokio(|| Forked::new(|| thread::sleep(LIFETIME))).await;
-    converse(&pair.a, &pair.b, 0).await;
+    exchange(&pair.a, &pair.b, 0).await;
     assert_closes(&pair.a, &pair.b).await;
     drop(child);
 }
 
 const FORKS: usize = 50;
 
-/// What a child of a busy process may do with copies of everything.
-fn misbehave(row: &Row, choice: usize, a: Connection, b: Connection, near: &Endpoint, listener: &Listener) {
+/// One action of a busy process's child on inherited handles.
+fn act_in_child(
+    row: &Row,
+    choice: usize,
+    a: Connection,
+    b: Connection,
+    near: &Endpoint,
+    listener: &Listener,
+) {
     match choice {
         0 => drop((a, b)),
-        1 => drop(returned(block_on(a.send(message(7, &[10]))))),
+        1 => drop(assert_returned(block_on(a.send(message(7, &[10]))))),
         2 => assert_inherited(&block_on(b.recv()).unwrap_err()),
         3 => assert_inherited(&block_on(a.close()).unwrap_err()),
         4 => assert_inherited(&block_on(near.connect(listener.address())).unwrap_err()),
         5 => assert_inherited(&block_on(listener.accept()).unwrap_err()),
         6 => drop((near.pool().take(100_000).unwrap(), a.stats(), near.metrics().text())),
-        _ => talk_to_oneself(row, &row.address(), 0),
+        _ => exchange_with_self(row, &row.address(), 0),
     }
 }
 
@@ -292,10 +302,10 @@ async fn forks_of_a_busy_process_end_and_disturb_no_peer(row: &'static Row) {
     println!("seed {seed}");
     let pair = row.pair().await;
     let Pair { a, b, near, listener, .. } = &pair;
-    // What the tests themselves make once is made before.
-    converse(a, b, 0).await;
+    // Creates what the tests create once.
+    exchange(a, b, 0).await;
     let done = AtomicBool::new(false);
-    // Each thread sends until the forks are over, and then says how many there were.
+    // Each thread sends until the forks are over, and returns its number of messages.
     let send = |from: &Connection| {
         let mut at = 0;
         while !done.load(Ordering::Relaxed) {
@@ -313,18 +323,19 @@ async fn forks_of_a_busy_process_end_and_disturb_no_peer(row: &'static Row) {
             }
             assert_message(&message, at, &lengths(at));
         }
-        unreachable!("it says when it is done")
+        unreachable!("it sends a last message")
     };
     let talk = || {
         thread::scope(|scope| {
             let sending = [scope.spawn(|| send(a)), scope.spawn(|| send(b))];
             let taking = [scope.spawn(|| take(b)), scope.spawn(|| take(a))];
             let forking = scope.spawn(|| {
-                let mut dice = Dice::new(seed, 0);
+                let mut random = Random::new(seed, 0);
                 for fork in 0..FORKS {
-                    thread::sleep(Duration::from_micros(dice.below(3000) as u64));
-                    let choice = dice.below(8);
-                    let child = Forked::new(|| misbehave(row, choice, a.clone(), b.clone(), near, listener));
+                    thread::sleep(Duration::from_micros(random.below(3000) as u64));
+                    let choice = random.below(8);
+                    let child =
+                        Forked::new(|| act_in_child(row, choice, a.clone(), b.clone(), near, listener));
                     child.assert_done(TIMEOUT);
                     println!("fork {fork} did {choice}");
                 }
@@ -337,6 +348,6 @@ async fn forks_of_a_busy_process_end_and_disturb_no_peer(row: &'static Row) {
         });
     };
     tokio::task::block_in_place(talk);
-    converse(a, b, 0).await;
+    exchange(a, b, 0).await;
     assert_closes(a, b).await;
 }

@@ -1,4 +1,4 @@
-//! Frames that a peer lent and that are sent on: nobody copies them, and who sent them on may die.
+//! Lent frames that their receiver sends on: they are not copied, and outlive the forwarder.
 
 use std::ops::Range;
 use std::sync::{Arc, Mutex};
@@ -12,7 +12,7 @@ use crate::backends::Row;
 use crate::callers::without_tokio;
 use crate::content::{assert_bytes, bytes};
 use crate::forked::Forked;
-use crate::peer::{Home, Peer, say};
+use crate::peer::{Home, Peer, print_line};
 use crate::polls::{TIMEOUT, eventually, in_time};
 use crate::suite::cases;
 use crate::usage;
@@ -31,31 +31,31 @@ cases! {
 }
 
 const MIB: usize = 1 << 20;
-/// What records may come to that are copied beside frames.
+/// The most that records copy, beside frames.
 const RECORDS_LEN: u64 = 64 << 10;
 
-// What the two roles do when a message's header says so; they answer.
+// Commands to the two roles, as a message's header. Each role answers.
 
-/// Says how many bytes were copied: by who sends on, on its way out; by the holder, on their way in.
+/// Returns the bytes copied: by the forwarder on their way out, by the holder on their way in.
 const COPIED: &str = "copied";
-/// Has who sends on close its connection in good order.
+/// Makes the forwarder close its connection.
 const CLOSE: &str = "close";
-/// Says how many messages are held.
+/// Returns the number of messages held.
 const COUNT: &str = "count";
-/// Looks at all bytes that are held, and says how many of the frames are in arenas.
+/// Checks all bytes held, and returns the number of frames in arenas.
 const CHECK: &str = "check";
-/// Lets go of everything.
+/// Drops everything held.
 const DROP: &str = "drop";
 /// Sends the frames back.
 const BACK: &str = "back";
-/// Says how many descriptors are open.
+/// Returns the number of open descriptors.
 const DESCRIPTORS: &str = "descriptors";
 
-/// Sends on whatever comes to it, to `next`.
-pub(crate) async fn send_on(row: &Row, endpoint: &Endpoint, next: &Address) {
+/// Role: forwards received messages to `next`.
+pub(crate) async fn forward(row: &Row, endpoint: &Endpoint, next: &Address) {
     let next = endpoint.connect(next).await.unwrap();
     let listener = endpoint.listen(&row.address()).await.unwrap();
-    say(listener.address());
+    print_line(listener.address());
     while let Ok(connection) = listener.accept().await {
         let next = next.clone();
         tokio::spawn(async move {
@@ -73,10 +73,10 @@ pub(crate) async fn send_on(row: &Row, endpoint: &Endpoint, next: &Address) {
     }
 }
 
-/// Holds what comes to it.
+/// Role: holds received messages.
 pub(crate) async fn hold(row: &Row, endpoint: &Endpoint) {
     let listener = endpoint.listen(&row.address()).await.unwrap();
-    say(listener.address());
+    print_line(listener.address());
     let held: Arc<Mutex<Vec<Message>>> = Arc::default();
     let mut connections = Vec::new();
     while let Ok(connection) = listener.accept().await {
@@ -112,7 +112,7 @@ pub(crate) async fn hold(row: &Row, endpoint: &Endpoint) {
 }
 
 async fn answer(connection: &Connection, what: impl ToString) {
-    // Whoever asked may be gone.
+    // The other end may be gone.
     let _ = connection.deliver(Message::new(what.to_string())).await;
 }
 
@@ -127,19 +127,19 @@ async fn ask_number(connection: &Connection, what: &'static str) -> u64 {
     ask(connection, what).await.parse().unwrap()
 }
 
-/// A message that says which seed's bytes its frames are, and from where on.
-fn told(seed: usize, offsets: &[usize], frames: Vec<Buffer>) -> Message {
+/// Returns a message that names the seed and offset of its frames' bytes.
+fn numbered(seed: usize, offsets: &[usize], frames: Vec<Buffer>) -> Message {
     let offsets = offsets.iter().map(|offset| format!(" {offset}"));
     Message::from_parts(format!("{seed}{}", offsets.collect::<String>()), frames)
 }
 
-/// Parts of a frame that has all bytes of a seed.
+/// Returns a message of parts of a frame that holds all bytes of a seed.
 fn parts(seed: usize, whole: &Buffer, ranges: &[Range<usize>]) -> Message {
     let offsets: Vec<_> = ranges.iter().map(|range| range.start).collect();
-    told(seed, &offsets, ranges.iter().map(|range| whole.slice(range.clone())).collect())
+    numbered(seed, &offsets, ranges.iter().map(|range| whole.slice(range.clone())).collect())
 }
 
-/// Sees that all bytes are what the message says, and tells how many frames are in arenas.
+/// Asserts that all bytes are those that the header names. Returns the number of frames in arenas.
 fn check(message: &Message) -> usize {
     let mut numbers =
         std::str::from_utf8(message.header()).unwrap().split(' ').map(|text| text.parse().unwrap());
@@ -158,49 +158,49 @@ fn frame(arena: &Arena, seed: usize, len: usize) -> Buffer {
     buffer.freeze()
 }
 
-/// Takes all memory that an arena has left, and writes it.
-fn churn(arena: &Arena, seed: usize) {
+/// Takes and overwrites all free memory of an arena.
+fn overwrite_free_memory(arena: &Arena, seed: usize) {
     let taken: Vec<_> = std::iter::from_fn(|| arena.take(MIB / 2).ok()).collect();
     for mut buffer in taken {
         buffer.extend_from_slice(&bytes(seed, MIB / 2)).unwrap();
     }
 }
 
-/// This process, others that send on, and one that holds.
+/// This process, forwarders, and a holder.
 struct Chain {
     arena: Arena,
-    /// To the first of the others.
+    /// To the first forwarder.
     connection: Connection,
-    /// Who sends on, the last first, and a word with each.
-    middle: Vec<(Peer, Connection)>,
+    /// The forwarders, the last first, with a control connection to each.
+    forwarders: Vec<(Peer, Connection)>,
     holder: Peer,
-    /// A word with the holder.
+    /// Control connection to the holder.
     end: Connection,
     endpoint: Endpoint,
 }
 
 impl Chain {
-    async fn of(row: &Row, middle: usize) -> Self {
-        Self::ending(row, middle, "hold").await
+    async fn of(row: &Row, forwarders: usize) -> Self {
+        Self::ending(row, forwarders, "hold").await
     }
 
-    /// One whose last has this role.
+    /// Starts a chain whose last process has this role.
     async fn ending(row: &Row, count: usize, role: &str) -> Self {
         let endpoint = row.endpoint();
         let (holder, mut next) = Peer::listening(role, row, Home::Here, row.address).await;
         let end = in_time("the holder", endpoint.connect(&next)).await.unwrap();
-        let mut middle = Vec::new();
+        let mut forwarders = Vec::new();
         for _ in 0..count {
-            let (peer, address) = Peer::listening("send-on", row, Home::Here, &next.to_string()).await;
-            middle.push((peer, in_time("the next", endpoint.connect(&address)).await.unwrap()));
+            let (peer, address) = Peer::listening("forward", row, Home::Here, &next.to_string()).await;
+            forwarders.push((peer, in_time("the next", endpoint.connect(&address)).await.unwrap()));
             next = address;
         }
         let connection = in_time("the first", endpoint.connect(&next)).await.unwrap();
         let arena = Arena::new(64 * MIB).unwrap();
-        Self { arena, connection, middle, holder, end, endpoint }
+        Self { arena, connection, forwarders, holder, end, endpoint }
     }
 
-    /// Sends a message, and waits for the holder to have it as its `number`th.
+    /// Sends a message, and waits until the holder has it as its `number`th.
     async fn send(&self, message: Message, number: u64) {
         in_time("a delivery", self.connection.deliver(message)).await.unwrap();
         in_time("the end of the chain", async {
@@ -211,31 +211,31 @@ impl Chain {
         .await;
     }
 
-    /// Sends frames of a MiB, until the holder has so many.
+    /// Sends frames of 1 MiB until the holder has `count`.
     async fn fill(&self, count: usize) {
         for seed in 0..count {
-            self.send(told(seed, &[0], vec![frame(&self.arena, seed, MIB)]), seed as u64 + 1).await;
+            self.send(numbered(seed, &[0], vec![frame(&self.arena, seed, MIB)]), seed as u64 + 1).await;
         }
         self.assert_held(count).await;
     }
 
-    /// The holder has so many frames of a MiB, and their bytes whatever happens to the arena.
+    /// Asserts that the holder has `count` frames of 1 MiB, intact while the arena is reused.
     async fn assert_held(&self, count: usize) {
         for seed in 100..103 {
-            churn(&self.arena, seed);
+            overwrite_free_memory(&self.arena, seed);
             assert_eq!(ask_number(&self.end, CHECK).await as usize, count);
         }
         assert_eq!(self.arena.stats().in_use_bytes, count * MIB);
     }
 
-    async fn assert_comes_back(&self) {
+    async fn assert_returned(&self) {
         eventually("the arena has its memory back", || self.arena.stats().in_use_bytes == 0).await;
     }
 
-    /// The first of the others is killed, or whoever is `at`, counted from the end.
+    /// Kills the forwarder at this position, counted from the end.
     async fn kill(&mut self, at: usize) {
-        let is_first = at + 1 == self.middle.len();
-        drop(self.middle.remove(at));
+        let is_first = at + 1 == self.forwarders.len();
+        drop(self.forwarders.remove(at));
         if is_first {
             let end = in_time("the end", self.connection.recv()).await.unwrap_err();
             assert_eq!(end.kind(), ErrorKind::PeerLost, "{end}");
@@ -244,97 +244,97 @@ impl Chain {
 }
 
 async fn forwarded_frames_are_not_copied(row: &'static Row) {
-    for middle in [1, 2] {
-        let chain = Chain::of(row, middle).await;
+    for forwarders in [1, 2] {
+        let chain = Chain::of(row, forwarders).await;
         let before = chain.connection.stats().bytes_copied;
         let whole = frame(&chain.arena, 1, 32 * MIB);
-        chain.send(told(1, &[0], vec![whole.clone()]), 1).await;
+        chain.send(numbered(1, &[0], vec![whole.clone()]), 1).await;
         let slices: Vec<_> = (0..300).map(|at| at * 2000..at * 2000 + 1 + at * 5).collect();
         chain.send(parts(1, &whole, &slices), 2).await;
         let beside = Buffer::from(bytes(2, 5000));
-        chain.send(told(2, &[0, 0], vec![frame(&chain.arena, 2, MIB), beside]), 3).await;
+        chain.send(numbered(2, &[0, 0], vec![frame(&chain.arena, 2, MIB), beside]), 3).await;
         for number in 4..200 {
             let from = number as usize * 4096;
-            chain.send(told(1, &[from], vec![whole.slice(from..MIB)]), number).await;
+            chain.send(numbered(1, &[from], vec![whole.slice(from..MIB)]), number).await;
         }
         drop(whole);
         assert_eq!(ask_number(&chain.end, CHECK).await, 1 + 300 + 1 + 196, "frames in arenas");
 
         let copied = chain.connection.stats().bytes_copied - before;
         assert!(copied < RECORDS_LEN, "{copied} by the owner");
-        for (_, word) in &chain.middle {
-            let copied = ask_number(word, COPIED).await;
-            assert!(copied < RECORDS_LEN, "{copied} in the middle");
+        for (_, control) in &chain.forwarders {
+            let copied = ask_number(control, COPIED).await;
+            assert!(copied < RECORDS_LEN, "{copied} in the forwarders");
         }
         let copied = ask_number(&chain.end, COPIED).await;
         assert!(copied < RECORDS_LEN, "{copied} at the end");
 
         assert!(chain.arena.stats().in_use_bytes >= 33 * MIB);
         ask(&chain.end, DROP).await;
-        // Nobody in the middle has an arena, or anything to do.
-        chain.assert_comes_back().await;
+        // The forwarders own no arena, and take no part.
+        chain.assert_returned().await;
     }
 }
 
 async fn forwarded_frames_outlive_killed_forwarders(row: &'static Row) {
-    // Who dies, one after another, counted from the end.
-    for (middle, deaths) in [(1, &[0][..]), (2, &[0]), (2, &[1]), (2, &[1, 0]), (2, &[0, 0])] {
-        let mut chain = Chain::of(row, middle).await;
+    // The forwarders to kill, one after another, counted from the end.
+    for (forwarders, deaths) in [(1, &[0][..]), (2, &[0]), (2, &[1]), (2, &[1, 0]), (2, &[0, 0])] {
+        let mut chain = Chain::of(row, forwarders).await;
         chain.fill(10).await;
         for at in deaths {
             chain.kill(*at).await;
             chain.assert_held(10).await;
         }
         ask(&chain.end, DROP).await;
-        chain.assert_comes_back().await;
+        chain.assert_returned().await;
     }
 }
 
 async fn forwarded_frames_outlive_a_forwarder_that_closed(row: &'static Row) {
     let chain = Chain::of(row, 1).await;
     chain.fill(10).await;
-    assert_eq!(ask(&chain.middle[0].1, CLOSE).await, "closed");
+    assert_eq!(ask(&chain.forwarders[0].1, CLOSE).await, "closed");
     chain.assert_held(10).await;
     in_time("a close", chain.connection.close()).await.unwrap();
     chain.assert_held(10).await;
     ask(&chain.end, DROP).await;
-    chain.assert_comes_back().await;
+    chain.assert_returned().await;
 }
 
 async fn leases_of_a_killed_final_receiver_return(row: &'static Row) {
     let mut chain = Chain::of(row, 2).await;
     chain.fill(10).await;
     chain.holder.signal(Signal::STOP);
-    churn(&chain.arena, 7);
+    overwrite_free_memory(&chain.arena, 7);
     assert_eq!(chain.arena.stats().in_use_bytes, 10 * MIB, "it is only held up");
     chain.holder.kill();
-    chain.assert_comes_back().await;
-    for (_, word) in &chain.middle {
-        ask(word, COPIED).await;
+    chain.assert_returned().await;
+    for (_, control) in &chain.forwarders {
+        ask(control, COPIED).await;
     }
 }
 
 async fn a_long_chain_copies_at_its_end(row: &'static Row) {
-    // This process, four that send on, and the holder.
+    // This process, four forwarders, and the holder.
     let chain = Chain::of(row, 4).await;
-    let message = told(1, &[0], vec![frame(&chain.arena, 1, 8 * MIB)]);
+    let message = numbered(1, &[0], vec![frame(&chain.arena, 1, 8 * MIB)]);
     chain.send(message, 1).await;
     assert_eq!(ask_number(&chain.end, CHECK).await, 0, "frames in arenas");
-    for (from_end, (_, word)) in chain.middle.iter().enumerate() {
-        let copied = ask_number(word, COPIED).await;
+    for (from_end, (_, control)) in chain.forwarders.iter().enumerate() {
+        let copied = ask_number(control, COPIED).await;
         assert_eq!(copied >= 8 * MIB as u64, from_end == 0, "{copied} by number {from_end} from the end");
     }
-    // What was copied holds nothing of the arena.
-    chain.assert_comes_back().await;
+    // The copy holds no memory of the arena.
+    chain.assert_returned().await;
 }
 
 async fn an_untrusted_receiver_gets_a_copy(row: &'static Row) {
     let chain = Chain::ending(row, 1, "hold-without-trust").await;
-    let message = told(1, &[0], vec![frame(&chain.arena, 1, 8 * MIB)]);
+    let message = numbered(1, &[0], vec![frame(&chain.arena, 1, 8 * MIB)]);
     chain.send(message, 1).await;
     assert_eq!(ask_number(&chain.end, CHECK).await, 0, "frames in arenas");
-    assert!(ask_number(&chain.middle[0].1, COPIED).await >= 8 * MIB as u64);
-    chain.assert_comes_back().await;
+    assert!(ask_number(&chain.forwarders[0].1, COPIED).await >= 8 * MIB as u64);
+    chain.assert_returned().await;
 }
 
 async fn frames_sent_back_to_their_owner_leak_nothing(row: &'static Row) {
@@ -376,20 +376,21 @@ async fn frames_sent_back_and_forth_end_with_their_holders(row: &'static Row) {
         places.push(back.place());
         held.push(back);
     }
-    // There and back, twice, and then it is another.
+    // After two round trips the frame is a copy.
     assert_eq!(places[..3], [Place::Arena, Place::Arena, Place::Host]);
     let last = held.split_off(2).swap_remove(0);
-    // What came back once is there again when its holder dies, and this end has lent what it borrowed of itself.
-    in_time("a delivery", chain.end.deliver(told(3, &[0], held.split_off(1)))).await.unwrap();
+    // A frame that came back once stays lent when its holder dies: this end has lent what it borrowed of
+    // itself.
+    in_time("a delivery", chain.end.deliver(numbered(3, &[0], held.split_off(1)))).await.unwrap();
     assert_eq!((ask_number(&chain.end, CHECK).await, chain.arena.stats().in_use_bytes), (1, MIB));
     drop(held);
     chain.holder.kill();
     in_time("the end", chain.end.recv()).await.unwrap_err();
-    churn(&chain.arena, 9);
+    overwrite_free_memory(&chain.arena, 9);
     assert_bytes(last.as_slice().unwrap(), 3, 0);
     assert_eq!(chain.arena.stats().in_use_bytes, MIB);
     drop(last);
-    chain.assert_comes_back().await;
+    chain.assert_returned().await;
     drop(chain.endpoint);
 }
 
@@ -403,7 +404,7 @@ async fn a_forked_child_sends_copies_of_inherited_frames(row: &'static Row) {
     sent.unwrap();
     let borrowed = taken.unwrap().frames()[0].clone();
     assert_eq!(borrowed.place(), Place::Arena);
-    // Its parent may let go of both at any time.
+    // The parent may drop both at any time.
     let work = move || {
         let (near, far) = (row.endpoint(), row.endpoint());
         let listener = blocking::Endpoint::from(far).listen(&row.address()).unwrap();

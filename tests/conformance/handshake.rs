@@ -6,7 +6,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use towline::{Address, Builder, Endpoint, ErrorKind, Listener, Tls, Token};
 
-use crate::backends::{Row, meet};
+use crate::backends::{Row, connect_pair};
 use crate::content::{assert_message, message};
 use crate::encrypted::dial;
 use crate::polls::{all, in_time, within};
@@ -46,9 +46,9 @@ fn with_token(row: &Row, secret: Option<&str>) -> Endpoint {
     builder.build().unwrap()
 }
 
-/// A friend of the listener's comes in.
+/// Asserts that a good peer connects.
 async fn assert_open(near: &Endpoint, listener: &Listener) {
-    let (a, b) = in_time("a friend", meet(near, listener)).await;
+    let (a, b) = in_time("a good peer", connect_pair(near, listener)).await;
     let (sent, taken) = tokio::join!(a.deliver(message(1, &[100])), b.recv());
     sent.unwrap();
     assert_message(&taken.unwrap(), 1, &[100]);
@@ -58,7 +58,7 @@ async fn a_renewed_token_applies_to_later_peers(row: &'static Row) {
     let far = with_token(row, Some("secret"));
     let listener = far.listen(&row.address()).await.unwrap();
     let near = with_token(row, Some("secret"));
-    let (a, b) = in_time("a friend", meet(&near, &listener)).await;
+    let (a, b) = in_time("a good peer", connect_pair(&near, &listener)).await;
     let error = far.renew(None, Some(Tls::builder().build().unwrap())).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Invalid, "it has no TLS: {error}");
     far.renew(Some(token("another")), None).unwrap();
@@ -66,12 +66,12 @@ async fn a_renewed_token_applies_to_later_peers(row: &'static Row) {
     assert_eq!(error.kind(), ErrorKind::Unauthenticated, "{error}");
     near.renew(Some(token("another")), None).unwrap();
     assert_open(&near, &listener).await;
-    // Who was there stays.
+    // The earlier connection stays.
     let (sent, taken) = tokio::join!(a.deliver(message(1, &[100])), b.recv());
     sent.unwrap();
     assert_message(&taken.unwrap(), 1, &[100]);
     let error = with_token(row, None).renew(Some(token("secret")), None).unwrap_err();
-    assert_eq!(error.kind(), ErrorKind::Invalid, "whoever listens without one says so at the start: {error}");
+    assert_eq!(error.kind(), ErrorKind::Invalid, "an endpoint without a token cannot get one: {error}");
 }
 
 async fn the_same_token_connects(row: &'static Row) {
@@ -79,14 +79,14 @@ async fn the_same_token_connects(row: &'static Row) {
     assert_open(&near, &far.listen(&row.address()).await.unwrap()).await;
 }
 
-/// An unauthenticated peer stays out and knows why, the listener does not notice, and a friend comes in.
+/// Asserts that an unauthenticated peer is refused with the reason, and that a good peer still connects.
 async fn assert_unauthenticated(row: &Row, near: Option<&str>, far: Option<&str>) {
     let listening = with_token(row, far);
     let listener = listening.listen(&row.address()).await.unwrap();
     for _ in 0..3 {
         let error = in_time("connect", with_token(row, near).connect(listener.address())).await.unwrap_err();
         assert_eq!(error.kind(), ErrorKind::Unauthenticated, "{error}");
-        assert!(error.to_string().contains("token"), "it says what to do: {error}");
+        assert!(error.to_string().contains("token"), "it names the option: {error}");
     }
     assert_open(&with_token(row, far), &listener).await;
 }
@@ -134,7 +134,7 @@ async fn an_address_has_one_listener(row: &'static Row) {
         assert!(error.to_string().contains("in use"), "{error}");
     }
     assert_open(&pair.near, &pair.listener).await;
-    // Once it is free again, anybody may have it.
+    // A free address can be bound again.
     drop(pair.listener);
     let again = async {
         loop {
@@ -144,7 +144,7 @@ async fn an_address_has_one_listener(row: &'static Row) {
             }
         }
     };
-    let listener = in_time("the place", again).await;
+    let listener = in_time("the address", again).await;
     assert_open(&pair.far, &listener).await;
 }
 
@@ -157,7 +157,7 @@ async fn two_concurrent_listens_bind_an_address_once(row: &'static Row) {
                 let listener = near.listen(&row.address()).await.unwrap();
                 let address = listener.address().clone();
                 drop(listener);
-                // It is free a little later.
+                // The address is free a little later.
                 tokio::time::sleep(Duration::from_millis(2)).await;
                 address
             }
@@ -180,19 +180,19 @@ async fn listening_on_all_interfaces_needs_authentication(row: &'static Row) {
     let open: [Address; 3] =
         ["*", "0.0.0.0", "[::]"].map(|host| format!("{scheme}://{host}:0").parse().unwrap());
     for address in &open {
-        let uninvited = in_time("listen", row.endpoint().listen(address)).await;
+        let without_token = in_time("listen", row.endpoint().listen(address)).await;
         if scheme.is_encrypted() {
-            uninvited.expect("who comes in shows a certificate");
+            without_token.expect("peers need a certificate");
         } else {
-            let error = uninvited.unwrap_err();
+            let error = without_token.unwrap_err();
             assert_eq!(error.kind(), ErrorKind::Invalid, "{error}");
-            assert!(error.to_string().contains("token"), "it says what to do: {error}");
+            assert!(error.to_string().contains("token"), "it names the option: {error}");
         }
         in_time("listen", with_token(row, Some("secret")).listen(address)).await.unwrap();
         let insecure = row.builder().insecure(true).build().unwrap();
         let listener = in_time("listen", insecure.listen(address)).await.unwrap();
         assert_ne!(listener.address().port(), 0);
-        // It is reached by every address of the kind.
+        // Every address of the host reaches it.
         let port = listener.address().port();
         let loopback = Address::new(scheme, row.address().host(), port).unwrap();
         if address.host() == "*" {
@@ -202,39 +202,40 @@ async fn listening_on_all_interfaces_needs_authentication(row: &'static Row) {
     }
 }
 
-/// A listener with a short patience, and room for this many unauthenticated peers.
-async fn impatient(row: &Row, unauthenticated: usize) -> (Endpoint, Listener) {
-    let ack = |builder: Builder| builder.handshake_time(HANDSHAKE_TIME).unauthenticated_max(unauthenticated);
-    let endpoint = ack(row.builder()).build().unwrap();
+/// Listens with a short handshake time, and this many places for unauthenticated peers.
+async fn listening_briefly(row: &Row, unauthenticated: usize) -> (Endpoint, Listener) {
+    let configure =
+        |builder: Builder| builder.handshake_time(HANDSHAKE_TIME).unauthenticated_max(unauthenticated);
+    let endpoint = configure(row.builder()).build().unwrap();
     let listener = endpoint.listen(&row.address()).await.unwrap();
     (endpoint, listener)
 }
 
-/// What an unauthenticated peer hears who says this and then waits.
+/// Returns the answer to an unauthenticated peer that sends these bytes, and then waits.
 async fn answer_to(listener: &Listener, words: &[u8]) -> Vec<u8> {
     let mut stream = dial(listener).await;
     stream.write_all(words).await.unwrap();
-    let mut heard = Vec::new();
+    let mut answer = Vec::new();
     let end =
-        within(HANDSHAKE_TIME + Duration::from_secs(2), "the answer", stream.read_to_end(&mut heard)).await;
-    // Over TLS, who is dropped in the middle of a handshake gets no good-bye of TLS's own.
+        within(HANDSHAKE_TIME + Duration::from_secs(2), "the answer", stream.read_to_end(&mut answer)).await;
+    // A peer that is dropped during TLS's handshake gets no close of TLS.
     let cut = |error: &std::io::Error| error.kind() == std::io::ErrorKind::UnexpectedEof;
     if let Err(error) = end.map(drop).or_else(|error| if cut(&error) { Ok(()) } else { Err(error) }) {
-        panic!("{error} after {:?}", String::from_utf8_lossy(&heard));
+        panic!("{error} after {:?}", String::from_utf8_lossy(&answer));
     }
-    heard
+    answer
 }
 
-fn holds(heard: &[u8], words: &str) -> bool {
-    String::from_utf8_lossy(heard).contains(words)
+fn contains(answer: &[u8], words: &str) -> bool {
+    String::from_utf8_lossy(answer).contains(words)
 }
 
 async fn an_http_request_gets_a_400(row: &'static Row) {
-    let (_far, listener) = impatient(row, 8).await;
+    let (_far, listener) = listening_briefly(row, 8).await;
     let request = b"GET / HTTP/1.1\r\nHost: example.org\r\nAccept: */*\r\n\r\n";
-    let heard = answer_to(&listener, request).await;
-    assert!(heard.starts_with(b"HTTP/1.1 400 "), "{:?}", String::from_utf8_lossy(&heard));
-    assert!(holds(&heard, "Towline"));
+    let answer = answer_to(&listener, request).await;
+    assert!(answer.starts_with(b"HTTP/1.1 400 "), "{:?}", String::from_utf8_lossy(&answer));
+    assert!(contains(&answer, "Towline"));
     assert_open(&row.endpoint(), &listener).await;
 }
 
@@ -242,32 +243,32 @@ const MAGIC: &[u8] = b"TOWLINE\x1a";
 const HELLO: u8 = 1;
 const REFUSE: u8 = 6;
 
-/// A refusal in Towline's own words.
+/// Asserts that the answer is a refusal of Towline's handshake.
 #[track_caller]
-fn assert_refusal(heard: &[u8], reason: &str) {
-    let text = String::from_utf8_lossy(heard);
-    assert!(heard.starts_with(MAGIC) && heard.get(8) == Some(&REFUSE), "{text:?}");
-    assert!(holds(heard, reason), "{text:?}");
+fn assert_refusal(answer: &[u8], reason: &str) {
+    let text = String::from_utf8_lossy(answer);
+    assert!(answer.starts_with(MAGIC) && answer.get(8) == Some(&REFUSE), "{text:?}");
+    assert!(contains(answer, reason), "{text:?}");
 }
 
 async fn random_bytes_are_refused(row: &'static Row) {
-    let (_far, listener) = impatient(row, 8).await;
+    let (_far, listener) = listening_briefly(row, 8).await;
     for seed in 0..20 {
         let len = [1, 15, 16, 17, 1000, 100_000][seed % 6];
-        let heard = answer_to(&listener, &crate::content::bytes(seed, len)).await;
-        assert_refusal(&heard, "does not speak Towline");
+        let answer = answer_to(&listener, &crate::content::bytes(seed, len)).await;
+        assert_refusal(&answer, "does not speak Towline");
     }
-    // What begins as it should and goes wrong later.
+    // A valid head with an invalid body.
     let head = |kind: u8, len: u32| [MAGIC, &[kind, 0, 0, 0], &len.to_le_bytes()].concat();
     for head in [head(99, 0), head(HELLO, u32::MAX), head(HELLO, 3), head(2, 32)] {
-        let heard = answer_to(&listener, &[head, vec![0xff; 64]].concat()).await;
-        assert_refusal(&heard, "");
+        let answer = answer_to(&listener, &[head, vec![0xff; 64]].concat()).await;
+        assert_refusal(&answer, "");
     }
     assert_open(&row.endpoint(), &listener).await;
 }
 
 async fn a_peer_of_another_version_gets_the_supported_range(row: &'static Row) {
-    let (_far, listener) = impatient(row, 8).await;
+    let (_far, listener) = listening_briefly(row, 8).await;
     for version in [0_u16, 900] {
         let mut body = [version.to_le_bytes(), version.to_le_bytes()].concat();
         body.extend([0; 8]); // features
@@ -275,22 +276,22 @@ async fn a_peer_of_another_version_gets_the_supported_range(row: &'static Row) {
         body.extend([0; 56]); // identity
         body.extend([0, 0]); // no token, no offers
         let head = [MAGIC, &[HELLO, 0, 0, 0], &(body.len() as u32).to_le_bytes()].concat();
-        let heard = answer_to(&listener, &[head, body].concat()).await;
-        assert_refusal(&heard, "no common protocol version");
-        assert!(holds(&heard, "1 to 1"), "{:?}", String::from_utf8_lossy(&heard));
+        let answer = answer_to(&listener, &[head, body].concat()).await;
+        assert_refusal(&answer, "no common protocol version");
+        assert!(contains(&answer, "1 to 1"), "{:?}", String::from_utf8_lossy(&answer));
     }
     assert_open(&row.endpoint(), &listener).await;
 }
 
 async fn half_a_handshake_is_dropped_in_time(row: &'static Row) {
-    let (_far, listener) = impatient(row, 8).await;
+    let (_far, listener) = listening_briefly(row, 8).await;
     let began = Instant::now();
     let unauthenticated = [&b""[..], &MAGIC[..4], MAGIC, b"TOWLINE\x1a\x01\0\0\0\xff\0\0\0"];
     all(unauthenticated.map(|words| async {
-        let heard = answer_to(&listener, words).await;
-        assert!(heard.is_empty() || heard.starts_with(MAGIC), "{:?}", String::from_utf8_lossy(&heard));
+        let answer = answer_to(&listener, words).await;
+        assert!(answer.is_empty() || answer.starts_with(MAGIC), "{:?}", String::from_utf8_lossy(&answer));
         let time = began.elapsed();
-        assert!(time >= HANDSHAKE_TIME - Duration::from_millis(50), "given up after {time:?}");
+        assert!(time >= HANDSHAKE_TIME - Duration::from_millis(50), "dropped after {time:?}");
         assert!(time < HANDSHAKE_TIME + Duration::from_secs(1), "kept for {time:?}");
     }))
     .await;
@@ -299,7 +300,7 @@ async fn half_a_handshake_is_dropped_in_time(row: &'static Row) {
 
 async fn silent_unauthenticated_peers_block_no_peer(row: &'static Row) {
     const UNAUTHENTICATED: usize = 4;
-    let (_far, listener) = impatient(row, UNAUTHENTICATED).await;
+    let (_far, listener) = listening_briefly(row, UNAUTHENTICATED).await;
     let address = listener.address();
     for rounds in [1, 3] {
         let unauthenticated =
@@ -311,7 +312,7 @@ async fn silent_unauthenticated_peers_block_no_peer(row: &'static Row) {
         let limit = HANDSHAKE_TIME * rounds as u32 + Duration::from_secs(1);
         assert!(
             began.elapsed() < limit,
-            "kept out for {:?} by {rounds} rounds of unauthenticated peers",
+            "blocked for {:?} by {rounds} rounds of unauthenticated peers",
             began.elapsed()
         );
     }

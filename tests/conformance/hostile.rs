@@ -1,14 +1,15 @@
-//! A peer by hand that does everything right until it lies: about lengths, numbers, order, credit, keys, reserved bytes.
+//! A hostile peer that is correct until it violates the protocol: in lengths, numbers, order, credit, keys,
+//! reserved bytes.
 //!
-//! Each lie is a row of the table. It costs its own connection at most: what was in flight there ends and gives its memory
-//! back, what the peer may not touch is as it was, and a friend's messages go on.
+//! Each violation is a row of the table, and ends its own connection at most. Operations in flight there end
+//! and return their memory. Memory that the peer may not touch is unchanged. A good peer's messages continue.
 
 use std::time::Duration;
 
 use tokio::task::JoinHandle;
 use towline::{Buffer, BufferMut, Connection, ErrorKind, Failed, Incoming, Message, Region, RemoteRegion};
 
-use crate::backends::{Row, meet};
+use crate::backends::{Row, connect_pair};
 use crate::content::{assert_message, message};
 use crate::encrypted::Stream;
 use crate::polls::{eventually, in_time, within};
@@ -23,193 +24,197 @@ cases! {
         a_protocol_violation_ends_its_own_connection_only;
 }
 
-/// How long our end may take to see through a lie.
+/// Time limit until our end detects a violation.
 const LIMIT: Duration = Duration::from_secs(2);
 const GROWTH_MAX: u64 = 30 << 20;
 const ACCEPT: u8 = 2;
 const ACK: u8 = 3;
 const GET: u8 = 7;
 const PUT: u8 = 8;
-const GO: u8 = 9;
+const READY_TO_RECEIVE: u8 = 9;
 const DONE: u8 = 10;
 const REFUSED: u8 = 11;
-/// Of a put: its payload is in the record.
-const AT_ONCE: u8 = 2;
-/// A payload that travels as data, and what is announced and asked for in that length.
+/// Flag of a put: the record holds its payload.
+const INLINE: u8 = 2;
+/// Length of a payload that travels as data, announced and requested.
 const LARGE: usize = 20_000;
-/// The length of a region that may be read, and of our get; one that may be written is `LARGE`.
+/// Length of the region that may be read, and of our get. The region that may be written has `LARGE` bytes.
 const REGION_LEN: usize = 1000;
 
-/// What comes of a lie.
+/// The effect of a violation.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Outcome {
-    /// The connection ends: `Corrupt`.
-    Breach,
-    /// Nothing: the connection goes on.
+    /// The connection ends with `Corrupt`.
+    Corrupt,
+    /// The bytes are valid: the connection continues.
     Nothing,
-    /// The request is refused, and the connection goes on.
+    /// The request is refused, and the connection continues.
     Refused,
-    /// The request of nothing is done, and the connection goes on.
+    /// The empty request completes, and the connection continues.
     Done,
 }
-use Outcome::{Breach, Done, Nothing, Refused};
+use Outcome::{Corrupt, Done, Nothing, Refused};
 
-/// A lie, and what comes of it.
+/// A violation, its effect, and its bytes.
 type Violation = (&'static str, Outcome, fn(&Scene) -> Vec<u8>);
 
 const LENGTHS: &[Violation] = &[
-    ("records longer than their packet says", Breach, |_| {
+    ("records longer than their packet states", Corrupt, |_| {
         let mut bytes = records(&[small(2)]);
         bytes[0] -= 1;
         bytes
     }),
-    ("records shorter than their packet says", Breach, |_| {
+    ("records shorter than their packet states", Corrupt, |_| {
         let mut bytes = records(&[small(2), small(3)]);
         bytes[0] += 16;
         [bytes, records(&[small(4)])].concat()
     }),
-    ("a record beyond its packet", Breach, |_| {
+    ("a record beyond its packet", Corrupt, |_| {
         let mut large = small(2);
         large[5] = 1;
         records(&[large])
     }),
-    ("a header beyond its record", Breach, |_| {
+    ("a header beyond its record", Corrupt, |_| {
         let body = [&9_u32.to_le_bytes()[..], &[0; 4], b"hi"].concat();
         records(&[record(1, EAGER, 2, &body)])
     }),
-    ("a header beyond its limit", Breach, |_| records(&[announcement(2, EAGER, &[0; 65_537], 0, b"")])),
-    ("a frame table beyond its record", Breach, |_| {
+    ("a header beyond its limit", Corrupt, |_| records(&[announcement(2, EAGER, &[0; 65_537], 0, b"")])),
+    ("a frame table beyond its record", Corrupt, |_| {
         records(&[record(1, EAGER, 2, &[[0; 4], 65_536_u32.to_le_bytes()].concat())])
     }),
-    ("a frame table beyond its limit", Breach, |_| {
+    ("a frame table beyond its limit", Corrupt, |_| {
         let body = [[0; 4], 65_537_u32.to_le_bytes()].concat();
         records(&[record(1, EAGER, 2, &[body, vec![0; 65_537 * 8]].concat())])
     }),
-    ("frames beyond what a message can be", Breach, |_| {
+    ("frames beyond what a message can be", Corrupt, |_| {
         let body = [[0; 4], 3_u32.to_le_bytes()].concat();
         let frames = [(1_u64 << 48) - 1; 3].map(u64::to_le_bytes).concat();
         records(&[record(1, 0, 2, &[body, frames].concat())])
     }),
-    ("eager payload a byte short", Breach, |_| records(&[announcement(2, EAGER, b"", 5, b"hell")])),
-    ("eager payload a byte long", Breach, |_| records(&[announcement(2, EAGER, b"", 5, b"hello!")])),
-    ("data a byte longer than its message", Breach, |_| packet(&[], 1 << 2, &[7; LARGE + 1])),
-    ("data that goes on behind its message", Breach, |_| {
+    ("eager payload a byte short", Corrupt, |_| records(&[announcement(2, EAGER, b"", 5, b"hell")])),
+    ("eager payload a byte long", Corrupt, |_| records(&[announcement(2, EAGER, b"", 5, b"hello!")])),
+    ("data a byte longer than its message", Corrupt, |_| packet(&[], 1 << 2, &[7; LARGE + 1])),
+    ("data that goes on behind its message", Corrupt, |_| {
         [packet(&[], 1 << 2, &[7; LARGE]), packet(&[], 1 << 2, &[7; 1])].concat()
     }),
-    ("a get answered with more than it asked for", Breach, |_| packet(&[], 1, &[7; REGION_LEN + 1])),
-    ("a put that is longer than it says", Breach, |scene| records(&[scene.put(AT_ONCE, 0, 5, b"hello!")])),
-    ("a small put without its payload", Breach, |scene| records(&[scene.put(0, 0, 5, b"")])),
-    ("a reason beyond its limit", Breach, |_| records(&[record(REFUSED, 0, 0, &[b'x'; 1025])])),
-    ("a bitmap beyond its limit", Breach, |_| records(&[record(ACCEPT, 0, 1, &[0; 8193])])),
+    ("a get answered with more than it asked for", Corrupt, |_| packet(&[], 1, &[7; REGION_LEN + 1])),
+    ("a put longer than it states", Corrupt, |scene| records(&[scene.put(INLINE, 0, 5, b"hello!")])),
+    ("a small put without its payload", Corrupt, |scene| records(&[scene.put(0, 0, 5, b"")])),
+    ("a reason beyond its limit", Corrupt, |_| records(&[record(REFUSED, 0, 0, &[b'x'; 1025])])),
+    ("a bitmap beyond its limit", Corrupt, |_| records(&[record(ACCEPT, 0, 1, &[0; 8193])])),
 ];
 
 const NUMBERS: &[Violation] = &[
-    ("the number of a message that came", Breach, |_| records(&[small(1)])),
-    ("a number left out", Breach, |_| records(&[small(3)])),
-    ("the last number there is", Breach, |_| records(&[small(u64::MAX)])),
-    ("a word on a message that was never sent", Breach, |_| records(&[word(0, 3)])),
-    ("a word on a message that waits for its accept", Breach, |_| records(&[word(1, 1)])),
-    ("words without end", Breach, |_| records(&[word(0, u32::MAX)])),
-    ("an accept of a small message", Breach, |_| records(&[record(ACCEPT, 0, 0, &[])])),
-    ("two accepts of one message", Breach, |_| {
+    ("the number of an earlier message", Corrupt, |_| records(&[small(1)])),
+    ("a number left out", Corrupt, |_| records(&[small(3)])),
+    ("the last number there is", Corrupt, |_| records(&[small(u64::MAX)])),
+    ("an ack of a message never sent", Corrupt, |_| records(&[ack(0, 3)])),
+    ("an ack of a message that waits for its accept", Corrupt, |_| records(&[ack(1, 1)])),
+    ("acks of more messages than exist", Corrupt, |_| records(&[ack(0, u32::MAX)])),
+    ("an accept of a small message", Corrupt, |_| records(&[record(ACCEPT, 0, 0, &[])])),
+    ("two accepts of one message", Corrupt, |_| {
         records(&[record(ACCEPT, 0, 1, &[]), record(ACCEPT, 0, 1, &[])])
     }),
-    ("data of a message that is here", Breach, |_| packet(&[], 0, &[7; 5])),
-    ("data of a message to come", Breach, |_| packet(&[], 9 << 2, &[7; 5])),
-    ("data of nothing", Breach, |_| packet(&[], 3, &[])),
-    ("data for a put that was never asked for", Breach, |_| packet(&[], 2, &[7; 5])),
-    ("an answer to no get", Breach, |_| packet(&[], 7 << 2 | 1, &[7; 5])),
-    ("an answer to a put", Breach, |_| packet(&[], 1 << 2 | 1, &[7; 5])),
-    ("Go for a get", Breach, |_| records(&[record(GO, 0, 0, &[])])),
-    ("Go for a small put", Breach, |_| records(&[record(GO, 0, 2, &[])])),
-    ("Refused twice", Breach, |_| records(&[record(REFUSED, 0, 0, b"no"), record(REFUSED, 0, 0, b"no")])),
-    ("Done twice", Breach, |_| records(&[record(DONE, 0, 2, &[]), record(DONE, 0, 2, &[])])),
-    ("two puts of one number", Breach, |scene| records(&[scene.large_put(5, 0), scene.large_put(5, 0)])),
+    ("data of a message that is here", Corrupt, |_| packet(&[], 0, &[7; 5])),
+    ("data of a message to come", Corrupt, |_| packet(&[], 9 << 2, &[7; 5])),
+    ("data of nothing", Corrupt, |_| packet(&[], 3, &[])),
+    ("data for a put that was never asked for", Corrupt, |_| packet(&[], 2, &[7; 5])),
+    ("data for no get", Corrupt, |_| packet(&[], 7 << 2 | 1, &[7; 5])),
+    ("data from the owner for a put", Corrupt, |_| packet(&[], 1 << 2 | 1, &[7; 5])),
+    ("ready-to-receive for a get", Corrupt, |_| records(&[record(READY_TO_RECEIVE, 0, 0, &[])])),
+    ("ready-to-receive for a small put", Corrupt, |_| records(&[record(READY_TO_RECEIVE, 0, 2, &[])])),
+    ("Refused twice", Corrupt, |_| records(&[record(REFUSED, 0, 0, b"no"), record(REFUSED, 0, 0, b"no")])),
+    ("Done twice", Corrupt, |_| records(&[record(DONE, 0, 2, &[]), record(DONE, 0, 2, &[])])),
+    ("two puts of one number", Corrupt, |scene| records(&[scene.large_put(5, 0), scene.large_put(5, 0)])),
 ];
 
 const ORDER: &[Violation] = &[
-    ("the handshake once more", Breach, |_| hand(3, b"tcp")),
-    ("payload that was not asked for", Breach, |_| {
+    ("the handshake once more", Corrupt, |_| hand(3, b"tcp")),
+    ("payload that was not asked for", Corrupt, |_| {
         [records(&[announcement(2, 0, b"", LARGE as u64, b"")]), packet(&[], 2 << 2, &[7; LARGE])].concat()
     }),
-    ("Go twice", Breach, |_| records(&[record(GO, 0, 1, &[]), record(GO, 0, 1, &[])])),
-    ("Done before Go", Breach, |_| records(&[record(DONE, 0, 1, &[])])),
-    ("a get half answered, and done", Breach, |_| {
+    ("ready-to-receive twice", Corrupt, |_| {
+        records(&[record(READY_TO_RECEIVE, 0, 1, &[]), record(READY_TO_RECEIVE, 0, 1, &[])])
+    }),
+    ("Done before ready-to-receive", Corrupt, |_| records(&[record(DONE, 0, 1, &[])])),
+    ("a get half answered, and done", Corrupt, |_| {
         [packet(&[], 1, &[7; REGION_LEN / 2]), records(&[record(DONE, 0, 0, &[])])].concat()
     }),
-    ("a get answered, and done once more", Breach, |_| {
+    ("a get answered, and done once more", Corrupt, |_| {
         [packet(&[], 1, &[7; REGION_LEN]), records(&[record(DONE, 0, 0, &[])])].concat()
     }),
-    ("a get refused, and answered", Breach, |_| packet(&record(REFUSED, 0, 0, b"no"), 1, &[7; REGION_LEN])),
-    ("a message after the good-bye", Breach, |_| records(&[record(CLOSE, 0, 0, &[]), small(2)])),
-    ("two good-byes", Breach, |_| records(&[record(CLOSE, 0, 0, &[]), record(CLOSE, 0, 0, &[])])),
+    ("a get refused, and answered", Corrupt, |_| packet(&record(REFUSED, 0, 0, b"no"), 1, &[7; REGION_LEN])),
+    ("a message after Close", Corrupt, |_| records(&[record(CLOSE, 0, 0, &[]), small(2)])),
+    ("Close twice", Corrupt, |_| records(&[record(CLOSE, 0, 0, &[]), record(CLOSE, 0, 0, &[])])),
 ];
 
 const CREDIT: &[Violation] = &[
-    ("more messages than were granted", Breach, |_| records(&(2..1027).map(small).collect::<Vec<_>>())),
-    ("more bytes than were granted", Breach, |_| {
+    ("more messages than were granted", Corrupt, |_| records(&(2..1027).map(small).collect::<Vec<_>>())),
+    ("more bytes than were granted", Corrupt, |_| {
         let full = |number| announcement(number, EAGER, b"", 16_383, &[7; 16_383]);
         [records(&(2..34).map(full).collect::<Vec<_>>()), records(&(34..80).map(full).collect::<Vec<_>>())]
             .concat()
     }),
-    ("more requests than may be unanswered", Breach, |scene| {
+    ("more requests than may be unanswered", Corrupt, |scene| {
         records(&(0..1025).map(|number| scene.get_from(scene.readable(), number, 0, 5)).collect::<Vec<_>>())
     }),
-    ("payload ahead of its grant", Breach, |_| records(&[announcement(2, STREAMS, b"", (4 << 20) + 1, b"")])),
-    ("a packet of 4 GiB", Breach, |_| [&[0xff; 8][..], &[0; 8]].concat()),
+    ("payload ahead of its grant", Corrupt, |_| {
+        records(&[announcement(2, STREAMS, b"", (4 << 20) + 1, b"")])
+    }),
+    ("a packet of 4 GiB", Corrupt, |_| [&[0xff; 8][..], &[0; 8]].concat()),
 ];
 
 const KEYS: &[Violation] = &[
-    ("a key that was given to nobody", Refused, |scene| records(&[scene.get_from([9; 16], 0, 0, 5)])),
+    ("an unknown key", Refused, |scene| records(&[scene.get_from([9; 16], 0, 0, 5)])),
     ("the key of another connection", Refused, |scene| records(&[scene.get_from(scene.foreign, 0, 0, 5)])),
     ("a put by the key of another connection", Refused, |scene| {
-        records(&[put_to(scene.foreign, AT_ONCE, 0, 0, 5, b"hello")])
+        records(&[put_to(scene.foreign, INLINE, 0, 0, 5, b"hello")])
     }),
     ("the key of a region that was revoked", Refused, |scene| {
         records(&[scene.get_from(scene.revoked, 0, 0, 5)])
     }),
-    ("a read where it may write", Refused, |scene| records(&[scene.get_from(scene.writable(), 0, 0, 5)])),
-    ("a write where it may read", Refused, |scene| {
-        records(&[put_to(scene.readable(), AT_ONCE, 0, 0, 5, b"hello")])
+    ("a get of a writable region", Refused, |scene| records(&[scene.get_from(scene.writable(), 0, 0, 5)])),
+    ("a put to a readable region", Refused, |scene| {
+        records(&[put_to(scene.readable(), INLINE, 0, 0, 5, b"hello")])
     }),
     ("a read beyond the end", Refused, |scene| {
         records(&[scene.get_from(scene.readable(), 0, REGION_LEN as u64 - 4, 5)])
     }),
-    ("a write beyond the end", Refused, |scene| {
-        records(&[scene.put(AT_ONCE, LARGE as u64 - 4, 5, b"hello")])
-    }),
+    ("a write beyond the end", Refused, |scene| records(&[scene.put(INLINE, LARGE as u64 - 4, 5, b"hello")])),
     ("a large write beyond the end", Refused, |scene| records(&[scene.large_put(0, 1)])),
     ("a range that wraps around", Refused, |scene| {
         records(&[scene.get_from(scene.readable(), 0, u64::MAX, u64::MAX)])
     }),
-    ("everything there is", Refused, |scene| records(&[scene.get_from(scene.readable(), 0, 0, u64::MAX)])),
+    ("all of the address space", Refused, |scene| {
+        records(&[scene.get_from(scene.readable(), 0, 0, u64::MAX)])
+    }),
 ];
 
 const RESERVED: &[Violation] = &[
-    ("the first reserved byte", Breach, |_| reserved(2)),
-    ("the second reserved byte", Breach, |_| reserved(3)),
-    ("a flag that no word has", Breach, |_| records(&[record(ACK, 2, 0, &1_u32.to_le_bytes())])),
-    ("a flag that no get has", Breach, |scene| {
+    ("the first reserved byte", Corrupt, |_| reserved(2)),
+    ("the second reserved byte", Corrupt, |_| reserved(3)),
+    ("an unknown flag of an ack", Corrupt, |_| records(&[record(ACK, 2, 0, &1_u32.to_le_bytes())])),
+    ("an unknown flag of a get", Corrupt, |scene| {
         let mut get = scene.get_from(scene.readable(), 0, 0, 5);
         get[1] = 1;
         records(&[get])
     }),
-    ("a message both eager and streaming", Breach, |_| {
+    ("a message both eager and streaming", Corrupt, |_| {
         records(&[announcement(2, EAGER | STREAMS, b"", 5, b"hello")])
     }),
-    ("an Ask with a body", Breach, |_| records(&[record(5, 0, 0, &[0])])),
-    ("a Go with a body", Breach, |_| records(&[record(GO, 0, 1, &[0])])),
-    ("kind 0", Breach, |_| records(&[record(0, 0, 0, &[])])),
-    ("kind 255", Breach, |_| records(&[record(255, 0, 0, &[])])),
+    ("a Ping with a body", Corrupt, |_| records(&[record(5, 0, 0, &[0])])),
+    ("a ready-to-receive with a body", Corrupt, |_| records(&[record(READY_TO_RECEIVE, 0, 1, &[0])])),
+    ("kind 0", Corrupt, |_| records(&[record(0, 0, 0, &[])])),
+    ("kind 255", Corrupt, |_| records(&[record(255, 0, 0, &[])])),
 ];
 
-/// Not lies, though they look like it.
+/// Valid bytes that look like violations.
 const EMPTY: &[Violation] = &[
     ("empty packets", Nothing, |_| packet(&[], 0, &[]).repeat(1000)),
-    ("a word on no message at all", Nothing, |_| records(&[word(0, 0)])),
+    ("an ack of no message", Nothing, |_| records(&[ack(0, 0)])),
     ("a grant of everything", Nothing, |_| records(&[record(4, 0, u64::MAX, &[])])),
     ("a get of nothing", Done, |scene| records(&[scene.get_from(scene.readable(), 0, REGION_LEN as u64, 0)])),
-    ("a put of nothing", Done, |scene| records(&[scene.put(AT_ONCE, LARGE as u64, 0, b"")])),
+    ("a put of nothing", Done, |scene| records(&[scene.put(INLINE, LARGE as u64, 0, b"")])),
     ("a get of nothing beyond the end", Refused, |scene| {
         records(&[scene.get_from(scene.readable(), 0, REGION_LEN as u64 + 1, 0)])
     }),
@@ -221,12 +226,12 @@ fn records(records: &[Vec<u8>]) -> Vec<u8> {
     packet(&records.concat(), 0, &[])
 }
 
-/// A small message, as it should be but for its number.
+/// Returns a small message, valid except for its number.
 fn small(number: u64) -> Vec<u8> {
     announcement(number, EAGER, b"hi", 5, b"hello")
 }
 
-fn word(first: u64, count: u32) -> Vec<u8> {
+fn ack(first: u64, count: u32) -> Vec<u8> {
     record(ACK, 0, first, &count.to_le_bytes())
 }
 
@@ -249,15 +254,16 @@ fn key<M>(region: &Region<M>) -> [u8; 16] {
     std::array::from_fn(|at| bytes[16 + at])
 }
 
-/// A connection in the middle of everything. The peer announced message 0, which was taken, and 1, which is large and was
-/// accepted. This end sent message 0, and 1, which is large and waits; it asked for a get (0), a large put (1), a small put (2).
+/// A connection with operations in flight. The peer announced message 0, which was received, and 1, which is
+/// large and was accepted. This end sent message 0, and 1, which is large and waits. It requested a get (0),
+/// a large put (1) and a small put (2).
 struct Scene {
     stream: Box<dyn Stream>,
     connection: Connection,
     readable: Region<Buffer>,
     writable: Region<BufferMut>,
     revoked: [u8; 16],
-    /// The key of a friend's region.
+    /// The key of a good peer's region.
     foreign: [u8; 16],
     accepting: JoinHandle<Result<Message, towline::Error>>,
     sending: JoinHandle<Result<(), Failed<Message>>>,
@@ -329,20 +335,20 @@ impl Scene {
         record(GET, 0, number, &range(key, offset, len))
     }
 
-    /// A put into the region that may be written.
+    /// Returns a put into the writable region.
     fn put(&self, flags: u8, offset: u64, len: u64, payload: &[u8]) -> Vec<u8> {
         put_to(self.writable(), flags, 0, offset, len, payload)
     }
 
-    /// One whose payload comes as data.
+    /// Returns a put whose payload comes as data.
     fn large_put(&self, number: u64, offset: u64) -> Vec<u8> {
         put_to(self.writable(), 0, number, offset, LARGE as u64, b"")
     }
 
-    /// What came of the lie.
+    /// Asserts the effect of the violation.
     async fn assert(mut self, what: &str, outcome: Outcome) {
-        if outcome == Breach {
-            self.assert_breach(what).await;
+        if outcome == Corrupt {
+            self.assert_corrupt(what).await;
         } else {
             self.assert_goes_on(what, outcome).await;
             self.connection.abort();
@@ -373,8 +379,9 @@ impl Scene {
         assert!(read.as_slice().unwrap().iter().all(|byte| *byte == 2), "{what}");
     }
 
-    async fn assert_breach(&mut self, what: &str) {
-        // Nothing is taken until it is over: to take is to grant, which would make the truth of a lie about credit.
+    async fn assert_corrupt(&mut self, what: &str) {
+        // Receive nothing before the end: a receive grants credit, which could make a violation of credit
+        // valid.
         eventually(what, || self.sending.is_finished()).await;
         let end = async {
             loop {
@@ -389,11 +396,11 @@ impl Scene {
     }
 
     async fn assert_goes_on(&mut self, what: &str, outcome: Outcome) {
-        // Of a refusal its kind alone: its reason is for people.
+        // The kind of a refusal alone: its reason is for people.
         let answer = match outcome {
             Refused => vec![REFUSED, 0, 0, 0],
             Done => record(DONE, 0, 0, &[]),
-            Nothing | Breach => Vec::new(),
+            Nothing | Corrupt => Vec::new(),
         };
         within(LIMIT, what, until(&mut self.stream, &answer)).await;
         send(&mut self.stream, &records(&[small(2)])).await.unwrap();
@@ -403,21 +410,21 @@ impl Scene {
 }
 
 async fn a_protocol_violation_ends_its_own_connection_only(row: &'static Row) {
-    // With the heartbeat of everyday use: a lie counts, and not how slowly it comes.
+    // With the default heartbeat: the violation counts, not its duration.
     let endpoint = row.endpoint();
     let listener = endpoint.listen(&row.address()).await.unwrap();
-    let (friend, owner) = in_time("a friend", meet(&endpoint, &listener)).await;
+    let (friend, owner) = in_time("a good peer", connect_pair(&endpoint, &listener)).await;
     let foreign = owner.expose(Buffer::from(vec![6; 100]), Duration::MAX).unwrap();
     let before = usage::resident();
     for (number, (what, outcome, violation)) in VIOLATIONS.into_iter().flatten().enumerate() {
         let (stream, connection) = connected(&listener, number as u8).await;
         let mut scene = in_time(what, Scene::set(stream, connection, key(&foreign))).await;
         let bytes = violation(&scene);
-        // It may be gone before it has read everything.
+        // The peer's end may close before it has read everything.
         let _ = send(&mut scene.stream, &bytes).await;
         scene.assert(what, *outcome).await;
         let both = async { tokio::join!(friend.deliver(message(number, &[100, LARGE])), owner.recv()) };
-        let (sent, taken) = within(LIMIT, "the friend's message", both).await;
+        let (sent, taken) = within(LIMIT, "the good peer's message", both).await;
         sent.unwrap();
         assert_message(&taken.unwrap(), number, &[100, LARGE]);
     }

@@ -1,4 +1,4 @@
-//! Checksums: what is damaged on the way is never delivered, and costs its own connection alone.
+//! Checksums: damaged bytes are never delivered, and end their own connection only.
 
 use std::time::Duration;
 
@@ -7,7 +7,7 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::task::JoinHandle;
 use towline::{Address, BufferMut, Connection, Endpoint, ErrorKind, Listener};
 
-use crate::backends::{Row, meet};
+use crate::backends::{Row, connect_pair};
 use crate::content::{assert_message, message};
 use crate::polls::in_time;
 use crate::suite::cases;
@@ -20,19 +20,19 @@ cases! {
         an_unknown_integrity_is_invalid;
 }
 
-/// Where in the stream the proxy flips a bit: in the second chunk of the large frame.
+/// Where the proxy flips a bit of the stream: in the second chunk of the large frame.
 const FLIP_AT: usize = 1_500_000;
 const LARGE_LEN: usize = 3_000_000;
 const CHUNK_LEN: usize = 1 << 20;
 
-/// Carries one connection to `to`, and flips a bit of what the connector says.
+/// Forwards one connection to `to`, and flips a bit of the connector's bytes.
 async fn proxy(listener: TcpListener, to: (String, u16)) {
     let (near, _) = listener.accept().await.unwrap();
     let far = TcpStream::connect(to).await.unwrap();
     let ((mut near_read, mut near_write), (mut far_read, mut far_write)) =
         (near.into_split(), far.into_split());
     let back = tokio::spawn(async move {
-        // Either end may go first.
+        // Either end may close first.
         let _ = copy(&mut far_read, &mut near_write).await;
     });
     let mut bytes = vec![0; 64 << 10];
@@ -50,7 +50,7 @@ async fn proxy(listener: TcpListener, to: (String, u16)) {
     let _ = back.await;
 }
 
-/// A connection with checksums, by way of the proxy: the connecting end, the accepting one, and the proxy.
+/// Connects with checksums through the proxy. Returns the connecting end, the accepting end, and the proxy.
 async fn damaged(near: &Endpoint, listener: &Listener) -> (Connection, Connection, JoinHandle<()>) {
     let between = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let port = between.local_addr().unwrap().port();
@@ -74,7 +74,7 @@ async fn a_flipped_bit_in_a_put_never_reaches_the_region(row: &'static Row) {
     assert_eq!(end.kind(), ErrorKind::Corrupt, "{end}");
     let memory = in_time("the region", region.revoke()).await;
     let bytes = memory.as_slice().unwrap();
-    // Whole chunks that came before the damaged one, and the rest as it was.
+    // Whole chunks before the damaged one are written, and nothing behind them.
     let written = bytes.iter().take_while(|byte| **byte == 0xff).count();
     assert!(written <= FLIP_AT && written.is_multiple_of(CHUNK_LEN), "{written} bytes were written");
     assert!(bytes[written..].iter().all(|byte| *byte == 0), "behind {written} bytes nothing was written");
@@ -85,7 +85,7 @@ async fn a_flipped_bit_in_a_put_never_reaches_the_region(row: &'static Row) {
 async fn a_flipped_bit_is_corrupt_and_ends_one_connection(row: &'static Row) {
     let (near, far) = (row.endpoint(), row.endpoint());
     let listener = far.listen(&row.address()).await.unwrap();
-    let (friend, owner) = in_time("a friend", meet(&near, &listener)).await;
+    let (friend, owner) = in_time("a good peer", connect_pair(&near, &listener)).await;
     let (a, b, proxy) = damaged(&near, &listener).await;
 
     let lens = [100, LARGE_LEN];
@@ -101,22 +101,22 @@ async fn a_flipped_bit_is_corrupt_and_ends_one_connection(row: &'static Row) {
     assert_eq!(end.kind(), ErrorKind::Corrupt, "{end}");
     let place = format!("message 1, frame 1, the chunk at offset {}", CHUNK_LEN - lens[0]);
     let text = end.to_string();
-    // TLS notices before any checksum of ours, and does not know what it carries.
+    // TLS detects the damage before our checksum, and does not know the message.
     let found = if row.address().scheme().is_encrypted() { "violates TLS" } else { &place };
-    // The number that metrics give it: this is the endpoint's second connection.
+    // The number in the metrics: the endpoint's second connection.
     let whose = format!("{} (connection {})", b.path().address(), number_of_the_newest(&far));
     assert!(text.contains(found) && text.contains(&whose), "{text}");
     assert_eq!(sent.kind(), ErrorKind::PeerLost, "{sent}");
 
     let both = async { tokio::join!(friend.deliver(message(2, &lens)), owner.recv()) };
-    let (sent, taken) = in_time("the friend's message", both).await;
+    let (sent, taken) = in_time("the good peer's message", both).await;
     sent.unwrap();
     assert_message(&taken.unwrap(), 2, &lens);
     drop((a, b));
     in_time("the proxy's end", proxy).await.unwrap();
 }
 
-/// The number of an endpoint's newest connection, as its metrics have it.
+/// Returns the number of an endpoint's newest connection in its metrics.
 fn number_of_the_newest(endpoint: &Endpoint) -> u64 {
     let page = endpoint.metrics().text();
     let numbers = page.split("connection=\"").skip(1).filter_map(|rest| rest.split('"').next()?.parse().ok());

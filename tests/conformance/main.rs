@@ -1,13 +1,14 @@
-//! What every backend promises, as cases: backends × cases, chosen by capability.
+//! What every backend promises, as cases: backends × cases, selected by capability.
 //!
-//! A row of the table in `backends.rs` joins a backend. Each case runs in a process of its own, in a runtime of its own and
-//! under a time limit, so that a case that hangs, leaks or dies is one failure. `TOWLINE_CASE=mem::flow::…` runs one case
-//! in this process, for a debugger; `TOWLINE_SEED=7` chooses what mixed traffic is made of; `TOWLINE_REQUIRE=netns,ipv6` turns skips
-//! into failures.
+//! A row of the table in `backends.rs` adds a backend. Each case runs in a process of its own, with a runtime
+//! of its own and a time limit, so that a case that hangs, leaks or dies is one failure. Several cases run on
+//! each core, see [`suite::Load`]; `--test-threads` sets another number.
+//!
+//! `TOWLINE_CASE=mem::flow::…` runs one case in this process, for a debugger. `TOWLINE_SEED=7` sets the seed
+//! of mixed traffic. `TOWLINE_REQUIRE=netns,ipv6` turns skips into failures.
 #![expect(clippy::unwrap_used, reason = "a case fails by panicking")]
 
 mod addresses;
-mod apart;
 mod arena;
 mod attach;
 mod backends;
@@ -19,6 +20,7 @@ mod connect;
 mod content;
 mod copies;
 mod deaths;
+mod destinations;
 mod encrypted;
 mod ending;
 mod establishing;
@@ -33,6 +35,7 @@ mod handshake;
 mod holders;
 mod hostile;
 mod integrity;
+mod isolation;
 mod leaks;
 mod lent_frames;
 mod messages;
@@ -46,13 +49,12 @@ mod prefetch;
 mod processes;
 mod raw_peer;
 mod receipts;
+mod ring_faults;
+mod segments;
 mod sharing;
-mod shown;
-mod spoiled;
 mod streams;
 mod stuck;
 mod suite;
-mod taking;
 mod threaded;
 mod unpolled;
 
@@ -67,7 +69,7 @@ use suite::{Case, Claims, Need, Slots};
 
 const GROUPS: &[&[Claims]] = &[
     messages::CASES,
-    taking::CASES,
+    destinations::CASES,
     prefetch::CASES,
     receipts::CASES,
     flow::CASES,
@@ -96,8 +98,8 @@ const GROUPS: &[&[Claims]] = &[
     connect::CASES,
     establishing::CASES,
     attach::CASES,
-    shown::CASES,
-    spoiled::CASES,
+    segments::CASES,
+    ring_faults::CASES,
     lent_frames::CASES,
     processes::CASES,
     fork::CASES,
@@ -105,7 +107,7 @@ const GROUPS: &[&[Claims]] = &[
     addresses::CASES,
     deaths::CASES,
     holders::CASES,
-    apart::CASES,
+    isolation::CASES,
 ];
 
 fn main() -> ExitCode {
@@ -126,7 +128,7 @@ fn main() -> ExitCode {
     let trial = |(row, case): (&'static Row, Case)| match Need::unmet(row, case) {
         None => {
             let slots = slots.clone();
-            Trial::test(case.full_name(row), move || slots.with(case.load, || suite::run_apart(row, case)))
+            Trial::test(case.full_name(row), move || slots.with(case.load, || suite::run_in_child(row, case)))
         }
         Some((need, reason)) => {
             Trial::ignorable_test(case.full_name(row), move || need::skip(need.name(), &reason))

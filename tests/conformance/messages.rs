@@ -1,4 +1,4 @@
-//! What is sent arrives: every size, every number of frames, in order.
+//! Messages arrive: every size, every number of frames, in order.
 
 use std::sync::Arc;
 
@@ -33,7 +33,7 @@ cases! {
 const KIB: usize = 1 << 10;
 const MIB: usize = 1 << 20;
 
-/// Each threshold, one below, one above.
+/// Each threshold, one byte less, and one more.
 const SIZES: [usize; 15] = [
     0,
     1,
@@ -52,7 +52,7 @@ const SIZES: [usize; 15] = [
     24 * MIB,
 ];
 
-/// Sends messages of every size, alone and among small frames, and has `take` receive each.
+/// Sends messages of every size, alone and among small frames. `take` receives each.
 async fn sizes<F>(row: &Row, take: impl Fn(Arc<Pair>, Vec<usize>) -> F)
 where
     F: Future<Output = Message>,
@@ -80,7 +80,7 @@ async fn sizes_around_every_threshold_into_one_buffer(row: &'static Row) {
         let mut end = buffer.as_ptr();
         let message = pair.b.recv_into(buffer).await.unwrap();
         for frame in message.frames().iter().filter(|frame| !frame.is_empty()) {
-            assert_eq!(frame.as_ptr(), end, "frames lie one after another");
+            assert_eq!(frame.as_ptr(), end, "frames are contiguous");
             end = end.wrapping_add(frame.len());
         }
         message
@@ -102,7 +102,7 @@ async fn sizes_around_every_threshold_accepted(row: &'static Row) {
 async fn sizes_around_every_threshold_accepted_into_named_buffers(row: &'static Row) {
     sizes(row, |pair, lengths| async move {
         let incoming = pair.b.incoming().await.unwrap();
-        // Roomier than needed, and not empty: the frame takes its place.
+        // Larger than needed, and not empty: the frame replaces its content.
         let destination = |len: &usize| BufferMut::from(vec![7; len + 5]);
         let destinations: Vec<_> = lengths.iter().map(destination).collect();
         let starts: Vec<_> = destinations.iter().map(BufferMut::as_ptr).collect();
@@ -208,10 +208,10 @@ async fn the_longest_header_passes_and_one_more_byte_is_too_large(row: &'static 
     let message = Message::new(bytes(1, HEADER_LEN_MAX + 1)).with_frame(frame);
     let failed = pair.a.send(message).await.unwrap_err();
     assert_eq!(failed.error.kind(), ErrorKind::TooLarge, "{}", failed.error);
-    assert_eq!(failed.returned.frames()[0].as_ptr(), start, "the message comes back");
+    assert_eq!(failed.returned.frames()[0].as_ptr(), start, "the message returns");
 }
 
-/// Mostly small, a large one now and then.
+/// Mostly small, and sometimes large.
 fn lengths(number: usize) -> Vec<usize> {
     match number {
         _ if number.is_multiple_of(1000) => vec![3 * MIB],
@@ -284,7 +284,7 @@ async fn frames_of_every_origin_arrive(row: &'static Row) {
         Buffer::from(String::from("string")),
         Buffer::from(bytes(4, 100)).slice(10..90),
         pooled.slice(1..),
-        // What was received is sent on.
+        // A received frame is sent on.
         {
             let (sent, taken) = tokio::join!(pair.b.deliver(message(6, &[30_000])), pair.a.recv());
             sent.unwrap();
@@ -317,14 +317,14 @@ async fn frames_whose_owner_panics_on_drop_are_harmless(row: &'static Row) {
     let pair = row.pair().await;
     for (seed, len) in [(1, 700), (2, 20_000), (3, 2 * MIB)] {
         let frame = Buffer::from(Bytes::from_owner(Owner(bytes(seed, len))));
-        // Its last handle goes with the caller, with the driver that ends a detached send, or with the receiver.
+        // The caller, the driver or the receiver drops its last handle.
         let sending = pair.a.send(Message::from_parts("", vec![frame]));
         let both = async { tokio::join!(sending, pair.b.recv()) };
         let (receipt, taken) = in_time("send and recv", both).await;
         let (receipt, taken) = (receipt.unwrap(), taken.unwrap());
         assert_frame(&taken.frames()[0], seed, len);
         drop(taken);
-        in_time("its word", receipt.delivered()).await.unwrap();
+        in_time("its receipt", receipt.delivered()).await.unwrap();
     }
     for at in 0..100 {
         let (sent, taken) =
@@ -355,18 +355,18 @@ async fn metrics_keep_the_sums_of_ended_connections(row: &'static Row) {
         taken.unwrap();
     }
     let metrics = pair.near.metrics();
-    let told = |line: &str| metrics.text().lines().any(|told| told == line);
+    let has_line = |line: &str| metrics.text().lines().any(|printed| printed == line);
     let sums =
         ["towline_sent_bytes_sum 3000.0", "towline_sent_bytes_count 3", "towline_deliver_seconds_count 3"];
     for line in ["towline_connections 1"].into_iter().chain(sums) {
-        assert!(told(line), "no {line} in {}", metrics.text());
+        assert!(has_line(line), "no {line} in {}", metrics.text());
     }
     assert!(metrics.text().contains("towline_connection_sent_bytes_count{connection="));
 
     drop((pair.a, pair.b));
-    eventually("no connection", || told("towline_connections 0")).await;
+    eventually("no connection", || has_line("towline_connections 0")).await;
     for line in sums.into_iter().chain(["towline_connections_ended_total{how=\"closed\"} 1"]) {
-        assert!(told(line), "no {line} in {}", metrics.text());
+        assert!(has_line(line), "no {line} in {}", metrics.text());
     }
     assert!(!metrics.text().contains("towline_connection_sent_bytes_count{connection="));
 }

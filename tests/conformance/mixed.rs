@@ -1,4 +1,5 @@
-//! Everything at once, in an order that a seed decides: whatever comes, comes whole, in order, and with the right word.
+//! All operations at once, in an order set by a seed: each message arrives whole, in order, and with the
+//! right outcome.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -22,18 +23,18 @@ cases! {
 const COUNT: usize = 400;
 const TIME: Duration = Duration::from_secs(60);
 
-/// A sequence that its seed decides.
+/// A sequence of pseudo-random numbers.
 #[derive(Clone)]
-pub(crate) struct Dice(u64);
+pub(crate) struct Random(u64);
 
-impl Dice {
+impl Random {
     pub(crate) fn new(seed: usize, number: usize) -> Self {
         let mixed = (seed + 1).wrapping_mul(0x9e37_79b9) ^ (number + 1).wrapping_mul(0x85eb_ca6b);
-        let mut dice = Self(mixed as u64 | 1);
+        let mut random = Self(mixed as u64 | 1);
         for _ in 0..8 {
-            dice.below(2);
+            random.below(2);
         }
-        dice
+        random
     }
 
     pub(crate) fn below(&mut self, end: usize) -> usize {
@@ -43,30 +44,31 @@ impl Dice {
         (self.0 >> 11) as usize % end
     }
 
-    fn of<T: Copy>(&mut self, choices: &[T]) -> T {
+    fn choose<T: Copy>(&mut self, choices: &[T]) -> T {
         choices[self.below(choices.len())]
     }
 }
 
-/// The frames of a message: the receiver knows them too.
+/// Returns the frame lengths of a message. The receiver knows them too.
 pub(crate) fn lengths(seed: usize, number: usize) -> Vec<usize> {
-    let mut dice = Dice::new(seed, number);
-    let frames = dice.of(&[0, 1, 1, 1, 2, 3, 40]);
-    let sizes = dice.of(&[&[0, 1, 63, 64, 200][..], &[0, 5000, 16_383], &[16_384, 70_000, 0], &[300_000, 1]]);
-    (0..frames).map(|_| dice.of(sizes)).collect()
+    let mut random = Random::new(seed, number);
+    let frames = random.choose(&[0, 1, 1, 1, 2, 3, 40]);
+    let sizes =
+        random.choose(&[&[0, 1, 63, 64, 200][..], &[0, 5000, 16_383], &[16_384, 70_000, 0], &[300_000, 1]]);
+    (0..frames).map(|_| random.choose(sizes)).collect()
 }
 
-/// What became of each message, as one end sees it: true if it was delivered.
-type Words = BTreeMap<usize, bool>;
+/// Each message's outcome, as one end sees it: true if it was delivered.
+type Outcomes = BTreeMap<usize, bool>;
 
-/// Sends, up to a dozen at a time; tells the words that came back.
-async fn send_all(from: Connection, seed: usize) -> Words {
-    let mut dice = Dice::new(seed, usize::MAX / 2);
+/// Sends, up to a dozen at a time. Returns the outcomes.
+async fn send_all(from: Connection, seed: usize) -> Outcomes {
+    let mut random = Random::new(seed, usize::MAX / 2);
     let mut pending: Vec<JoinHandle<(usize, bool)>> = Vec::new();
-    let mut words = Words::new();
+    let mut outcomes = Outcomes::new();
     for at in 0..COUNT {
         let (from, message) = (from.clone(), message(at, &lengths(seed, at)));
-        let ack_now = dice.below(2) == 0;
+        let ack_now = random.below(2) == 0;
         let mut sending = Box::pin(async move {
             let sent = if ack_now {
                 from.deliver(message).await
@@ -81,30 +83,30 @@ async fn send_all(from: Connection, seed: usize) -> Words {
         });
         // The first poll submits it, in order.
         match polled(sending.as_mut(), 1).await {
-            Some(word) => words.extend([word]),
+            Some(outcome) => outcomes.extend([outcome]),
             None => pending.push(tokio::spawn(sending)),
         }
-        if pending.len() > dice.below(12) {
-            let word = pending.swap_remove(dice.below(pending.len())).await;
-            words.extend([word.unwrap()]);
+        if pending.len() > random.below(12) {
+            let outcome = pending.swap_remove(random.below(pending.len())).await;
+            outcomes.extend([outcome.unwrap()]);
         }
     }
-    for word in pending {
-        words.extend([word.await.unwrap()]);
+    for outcome in pending {
+        outcomes.extend([outcome.await.unwrap()]);
     }
-    words
+    outcomes
 }
 
-/// Takes everything, each message in a way of its own, with futures dropped in between; tells the words it said.
-async fn take_all(to: Connection, seed: usize, pool: Pool) -> Words {
-    let mut dice = Dice::new(seed, usize::MAX / 3);
-    let mut words = Words::new();
-    // A dropped `recv` may have begun to take the next message: then it is too late to reject it.
+/// Receives everything, each message by a random call, with futures dropped in between. Returns the outcomes.
+async fn take_all(to: Connection, seed: usize, pool: Pool) -> Outcomes {
+    let mut random = Random::new(seed, usize::MAX / 3);
+    let mut outcomes = Outcomes::new();
+    // A dropped `recv` may have begun the next message. It can no longer be rejected.
     let mut begun = false;
-    while words.len() < COUNT {
-        let polls = dice.of(&[1, 2, 5, 1_000_000]);
-        let way = if begun { 0 } else { dice.below(10) };
-        let taken = match way {
+    while outcomes.len() < COUNT {
+        let polls = random.choose(&[1, 2, 5, 1_000_000]);
+        let call = if begun { 0 } else { random.below(10) };
+        let taken = match call {
             0..3 => polled(pin!(to.recv()), polls).await.transpose().unwrap(),
             3 => {
                 let buffer = BufferMut::with_capacity(20 << 20);
@@ -112,32 +114,32 @@ async fn take_all(to: Connection, seed: usize, pool: Pool) -> Words {
             }
             _ => {
                 if let Some(incoming) = polled(pin!(to.incoming()), polls).await.transpose().unwrap() {
-                    words.extend([decide(incoming, seed, &mut dice, &pool).await]);
+                    outcomes.extend([decide(incoming, seed, &mut random, &pool).await]);
                 }
                 continue;
             }
         };
         begun = taken.is_none();
-        words.extend(taken.map(|taken| (assert_whole(&taken, seed, None), true)));
+        outcomes.extend(taken.map(|taken| (assert_whole(&taken, seed, None), true)));
     }
-    words
+    outcomes
 }
 
-async fn decide(incoming: towline::Incoming, seed: usize, dice: &mut Dice, pool: &Pool) -> (usize, bool) {
+async fn decide(incoming: towline::Incoming, seed: usize, random: &mut Random, pool: &Pool) -> (usize, bool) {
     let at = number(incoming.header());
-    if dice.below(3) == 0 {
-        tokio::time::sleep(Duration::from_micros(dice.below(2000) as u64)).await;
+    if random.below(3) == 0 {
+        tokio::time::sleep(Duration::from_micros(random.below(2000) as u64)).await;
     }
-    match dice.below(5) {
+    match random.below(5) {
         0 => {
             incoming.reject();
             return (at, false);
         }
         1 | 2 => drop(assert_whole(&incoming.accept().await.unwrap(), seed, None)),
         _ => {
-            let discarded: Vec<_> = incoming.frames().iter().map(|_| dice.below(4) == 0).collect();
+            let discarded: Vec<_> = incoming.frames().iter().map(|_| random.below(4) == 0).collect();
             let destination =
-                |(frame, discarded): (&towline::FrameInfo, &bool)| match (*discarded, dice.below(2)) {
+                |(frame, discarded): (&towline::FrameInfo, &bool)| match (*discarded, random.below(2)) {
                     (true, _) => Destination::Discard,
                     (false, 0) => Destination::Pool(pool.clone()),
                     (false, _) => Destination::Buffer(BufferMut::with_capacity(frame.len)),
@@ -149,7 +151,7 @@ async fn decide(incoming: towline::Incoming, seed: usize, dice: &mut Dice, pool:
     (at, true)
 }
 
-/// The message's number, if it is what was sent.
+/// Asserts that this message was sent. Returns its number.
 #[track_caller]
 fn assert_whole(message: &Message, seed: usize, discarded: Option<&[bool]>) -> usize {
     let at = number(message.header());
@@ -164,17 +166,17 @@ fn assert_whole(message: &Message, seed: usize, discarded: Option<&[bool]>) -> u
     at
 }
 
-/// Gets and puts of a region at the other end.
+/// Gets and puts of regions at the other end.
 async fn access(user: Connection, owner: Connection, seed: usize) {
     const LEN: usize = 1 << 20;
-    let mut dice = Dice::new(seed, usize::MAX / 5);
+    let mut random = Random::new(seed, usize::MAX / 5);
     let readable = owner.expose(bytes(seed, LEN).into(), TIME).unwrap();
     let writable = owner.expose_mut(BufferMut::zeroed(LEN), TIME).unwrap();
     let mut expected = vec![0; LEN];
     for turn in 0..COUNT / 2 {
-        let len = dice.of(&[0, 1, 500, 16_384, 200_000]);
-        let offset = dice.below(LEN - len + 1);
-        if dice.below(2) == 0 {
+        let len = random.choose(&[0, 1, 500, 16_384, 200_000]);
+        let offset = random.below(LEN - len + 1);
+        if random.below(2) == 0 {
             let into = BufferMut::with_capacity(len);
             let got = user.get(&readable.remote(), offset as u64, into).await.unwrap();
             assert_bytes(got.as_slice().unwrap(), seed, offset);
@@ -193,8 +195,8 @@ async fn mixed(row: &Row, seed: usize) {
     let one_sided = row.caps.contains(Caps::ONE_SIDED);
     let both = [(&pair.a, &pair.b), (&pair.b, &pair.a)].into_iter().enumerate();
     let tasks: Vec<_> = both
-        .map(|(way, (from, to))| {
-            let seed = seed * 2 + way;
+        .map(|(call, (from, to))| {
+            let seed = seed * 2 + call;
             let sending = tokio::spawn(send_all(from.clone(), seed));
             let taking = tokio::spawn(take_all(to.clone(), seed, pool.clone()));
             let accesses = one_sided.then(|| tokio::spawn(access(from.clone(), to.clone(), seed)));
@@ -203,22 +205,22 @@ async fn mixed(row: &Row, seed: usize) {
         .collect();
     for (sending, taking, accesses) in tasks {
         let what = format!("traffic of seed {seed}");
-        let words = within(TIME, &what, async {
+        let outcomes = within(TIME, &what, async {
             if let Some(accesses) = accesses {
                 accesses.await.unwrap();
             }
             (sending.await.unwrap(), taking.await.unwrap())
         });
-        let (heard, said) = words.await;
-        let wrong: Vec<_> = said.iter().filter(|(at, word)| heard.get(at) != Some(word)).collect();
-        assert!(wrong.is_empty(), "said, and not heard by the sender (seed {seed}): {wrong:?}");
+        let (sent, received) = outcomes.await;
+        let wrong: Vec<_> = received.iter().filter(|(at, outcome)| sent.get(at) != Some(outcome)).collect();
+        assert!(wrong.is_empty(), "received, and not sent by the sender (seed {seed}): {wrong:?}");
     }
     let in_use = || [pair.near.pool(), pair.far.pool(), &pool].map(|pool| pool.stats().in_use_bytes);
     eventually("the pools have their memory back", || in_use() == [0, 0, 0]).await;
     pair.a.close().await.unwrap();
 }
 
-/// These, or the one that `TOWLINE_SEED` asks for.
+/// Returns these seeds, or the one of `TOWLINE_SEED`.
 pub(crate) fn seeds(usual: Range<usize>) -> Range<usize> {
     match std::env::var("TOWLINE_SEED") {
         Ok(seed) => seed.parse().map(|seed| seed..seed + 1).unwrap(),

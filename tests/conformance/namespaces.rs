@@ -1,33 +1,33 @@
-//! Two hosts in one: network namespaces and a cable between them. Needs root and the `ip` command.
+//! Two hosts in one: network namespaces with a cable between them. Needs root and the `ip` command.
 
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::sync::OnceLock;
 
-/// Two namespaces, joined by a cable. They go with this handle; what a killed case leaves, the suite removes.
+/// Two namespaces, joined by a cable. Dropping it removes them; the suite removes those of a killed case.
 #[derive(Debug)]
 pub(crate) struct Namespaces {
     pub(crate) left: String,
     pub(crate) right: String,
 }
 
-/// The left end's addresses, then the right one's, then one that nobody has.
+/// Addresses of the left end, of the right end, and of no end.
 pub(crate) const IPV4: [&str; 3] = ["10.77.0.1", "10.77.0.2", "10.77.0.99"];
 pub(crate) const IPV6: [&str; 3] = ["[fd77::1]", "[fd77::2]", "[fd77::99]"];
-/// Of the cable alone, in either namespace: the left end's, and the right one's.
+/// Link-local addresses of the cable's left and right end.
 pub(crate) const LINK_LOCAL: [&str; 2] = ["fe80::77:1", "fe80::77:2"];
-/// What swallows packets at the right end, whose kernel believes that it knows where to.
+/// Addresses whose packets are dropped: the right end's kernel has a wrong neighbour for them.
 pub(crate) const SWALLOWING: [&str; 2] = ["10.77.0.66", "fd77::66"];
-/// The hardware address of the cable's left end, and one of neither.
+/// The hardware address of the cable's left end, and one of no end.
 const LEFT_HARDWARE: &str = "02:00:00:00:00:01";
 const NO_HARDWARE: &str = "02:00:00:00:00:66";
-/// A name, of whatever a case makes it.
+/// A host name, which each case maps to its own addresses.
 pub(crate) const MANY: &str = "many.example";
-/// On no cable.
+/// Addresses outside the cable's networks.
 pub(crate) const ELSEWHERE: [&str; 2] = ["10.99.0.1", "[fd99::1]"];
 
 impl Namespaces {
-    /// Two namespaces of this process.
+    /// Makes the two namespaces of this process.
     pub(crate) fn new() -> Self {
         let [left, right] = names_of(std::process::id());
         let namespaces = Self { left, right };
@@ -53,7 +53,8 @@ impl Namespaces {
         namespaces
     }
 
-    /// What both namespaces know of names: lines of a hosts file, and a name server that swallows what it is asked.
+    /// Sets the names that both namespaces resolve: lines of a hosts file, and a name server that never
+    /// answers.
     pub(crate) fn name(&self, hosts: &str) {
         for namespace in [&self.left, &self.right] {
             let folder = files_of(namespace);
@@ -67,17 +68,17 @@ impl Namespaces {
         fix_neighbours(&self.right, &SWALLOWING, NO_HARDWARE);
     }
 
-    /// Swallows what the left end sends from now on; what the right end sends arrives.
+    /// Drops what the left end sends from now on. What the right end sends arrives.
     pub(crate) fn mute_left(&self) {
         let bare = |addresses: [&'static str; 3], at: usize| addresses[at].trim_matches(['[', ']']);
-        // The right end could not learn the left one's hardware address any more.
+        // The right end could no longer resolve the left end's hardware address.
         fix_neighbours(&self.right, &[bare(IPV4, 0), bare(IPV6, 0)], LEFT_HARDWARE);
         fix_neighbours(&self.left, &[bare(IPV4, 1), bare(IPV6, 1)], NO_HARDWARE);
     }
 
-    /// Cuts the cable: nothing arrives any more, and nobody is told.
+    /// Cuts the cable: nothing arrives, and neither end gets an error.
     pub(crate) fn cut(&self) {
-        // The far end keeps its carrier's absence to itself: no route changes, no reset.
+        // The left end keeps its carrier: no route changes, and no reset is sent.
         ip(&["-n", &self.right, "link", "set", "cable", "down"]).unwrap();
     }
 }
@@ -88,7 +89,7 @@ impl Drop for Namespaces {
     }
 }
 
-/// Sets a parameter of a namespace's kernel.
+/// Sets a kernel parameter of a namespace.
 pub(crate) fn set(namespace: &str, parameter: &str, value: &str) {
     let set =
         ["ip", "netns", "exec", namespace, "sh", "-c", "echo \"$1\" > /proc/sys/\"$(echo $0 | tr . /)\""];
@@ -96,7 +97,7 @@ pub(crate) fn set(namespace: &str, parameter: &str, value: &str) {
     assert!(status.is_ok_and(|status| status.success()), "{parameter} of {namespace} takes {value:?}");
 }
 
-/// Sends a namespace's packets for these addresses to one hardware address of the cable, for good.
+/// Sends a namespace's packets for these addresses to one hardware address, permanently.
 fn fix_neighbours(namespace: &str, addresses: &[&str], hardware: &str) {
     for at in addresses {
         let entry = ["lladdr", hardware, "dev", "cable", "nud", "permanent"];
@@ -105,18 +106,18 @@ fn fix_neighbours(namespace: &str, addresses: &[&str], hardware: &str) {
     }
 }
 
-/// Removes what a process has left.
+/// Removes the namespaces of a process.
 pub(crate) fn remove_those_of(process: u32) {
     for name in names_of(process) {
         if Path::new("/run/netns").join(&name).exists() {
-            // There is nobody to tell.
+            // A failure has no effect on a case.
             let _ = ip(&["netns", "delete", &name]);
         }
         let _ = std::fs::remove_dir_all(files_of(&name));
     }
 }
 
-/// Why there can be none here, if so.
+/// Returns why this machine cannot make namespaces, if so.
 pub(crate) fn unavailable() -> Option<String> {
     static REASON: OnceLock<Option<String>> = OnceLock::new();
     REASON
@@ -136,7 +137,7 @@ fn names_of(process: u32) -> [String; 2] {
     ["left", "right"].map(|side| format!("towline-{process}-{side}"))
 }
 
-/// What `ip netns exec` shows its program in place of files below `/etc`.
+/// The folder that `ip netns exec` mounts over files of `/etc`.
 fn files_of(namespace: &str) -> PathBuf {
     Path::new("/etc/netns").join(namespace)
 }

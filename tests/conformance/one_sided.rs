@@ -1,4 +1,4 @@
-//! A peer reaches exactly the bytes it was allowed to reach, while it was allowed to.
+//! A peer accesses exactly the bytes that a region permits, while it permits them.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering::Relaxed};
@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use towline::{Buffer, BufferMut, Connection, ErrorKind, Failed, RegionAccess, RemoteRegion};
 
-use crate::backends::{Row, meet};
+use crate::backends::{Row, connect_pair};
 use crate::content::{assert_bytes, assert_message, bytes, message};
 use crate::polls::{all, in_time};
 use crate::suite::cases;
@@ -34,9 +34,9 @@ cases! {
 }
 
 const LEN: usize = 100_000;
-const LONG: Duration = Duration::from_secs(600);
+const LIFETIME: Duration = Duration::from_secs(600);
 
-/// A capability travels as its bytes.
+/// Encodes and decodes a region, as a message would carry it.
 fn sent(region: RemoteRegion) -> RemoteRegion {
     RemoteRegion::from_bytes(&region.to_bytes()).unwrap()
 }
@@ -46,7 +46,7 @@ async fn get(from: &Connection, region: &RemoteRegion, offset: usize, len: usize
     in_time("get", from.get(region, offset as u64, into)).await.unwrap()
 }
 
-/// A get that must be rejected, its buffer returned.
+/// Asserts that a get is rejected, and returns its buffer.
 async fn assert_no_get(from: &Connection, region: &RemoteRegion, offset: u64, len: usize) {
     let into = BufferMut::with_capacity(len);
     let start = into.as_ptr();
@@ -56,18 +56,18 @@ async fn assert_no_get(from: &Connection, region: &RemoteRegion, offset: u64, le
     assert_eq!((returned.as_ptr(), returned.len(), returned.capacity()), (start, 0, len));
 }
 
-/// A put that must be rejected, its buffer returned.
+/// Asserts that a put is rejected, and returns its buffer.
 async fn assert_no_put(from: &Connection, region: &RemoteRegion, offset: u64, len: usize) {
     let buffer = Buffer::from(bytes(9, len));
     let start = buffer.as_ptr();
     let failed = in_time("put", from.put(region, offset, buffer)).await.unwrap_err();
     assert_eq!(failed.error.kind(), ErrorKind::Rejected, "{failed}");
     assert_eq!((failed.returned.as_ptr(), failed.returned.len()), (start, len));
-    assert!(failed.returned.try_into_mut().is_ok() || len == 0, "nobody else holds it");
+    assert!(failed.returned.try_into_mut().is_ok() || len == 0, "no other handle holds it");
 }
 
-/// The link is as good as new.
-async fn assert_alive(a: &Connection, b: &Connection) {
+/// Asserts that the connection still carries messages.
+async fn assert_usable(a: &Connection, b: &Connection) {
     let both = async { tokio::join!(a.deliver(message(3, &[30_000])), b.recv()) };
     let (sent, taken) = in_time("a message", both).await;
     sent.unwrap();
@@ -76,7 +76,7 @@ async fn assert_alive(a: &Connection, b: &Connection) {
 
 async fn gets_read_exactly_their_range(row: &'static Row) {
     let pair = row.pair().await;
-    let region = pair.b.expose(bytes(1, LEN).into(), LONG).unwrap();
+    let region = pair.b.expose(bytes(1, LEN).into(), LIFETIME).unwrap();
     let remote = sent(region.remote());
     assert_eq!((remote.len(), remote.access()), (LEN as u64, RegionAccess::Read));
     for (offset, len) in [(0, LEN), (0, 1), (1, 7), (LEN - 1, 1), (40_000, 20_000), (0, 0), (77, 0), (LEN, 0)]
@@ -91,7 +91,7 @@ async fn gets_read_exactly_their_range(row: &'static Row) {
 async fn puts_write_exactly_their_range(row: &'static Row) {
     let pair = row.pair().await;
     let mut expected = vec![0; LEN];
-    let region = pair.b.expose_mut(BufferMut::zeroed(LEN), LONG).unwrap();
+    let region = pair.b.expose_mut(BufferMut::zeroed(LEN), LIFETIME).unwrap();
     let remote = sent(region.remote());
     assert_eq!((remote.len(), remote.access()), (LEN as u64, RegionAccess::Write));
     let ranges = [(0, 0), (LEN, 0), (0, 1), (LEN - 1, 1), (10, 5000), (40_000, 40_000), (39_990, 20)];
@@ -104,7 +104,7 @@ async fn puts_write_exactly_their_range(row: &'static Row) {
 
 async fn a_get_fills_spare_capacity_only(row: &'static Row) {
     let pair = row.pair().await;
-    let region = pair.b.expose(bytes(1, LEN).into(), LONG).unwrap();
+    let region = pair.b.expose(bytes(1, LEN).into(), LIFETIME).unwrap();
     let mut into = BufferMut::with_capacity(50_000);
     into.extend_from_slice(b"prefix").unwrap();
     let start = into.as_ptr();
@@ -119,17 +119,17 @@ const OUTSIDE: [(u64, usize); 6] =
 
 async fn accesses_outside_are_rejected(row: &'static Row) {
     let pair = row.pair().await;
-    let readable = pair.b.expose(bytes(1, LEN).into(), LONG).unwrap();
-    let writable = pair.b.expose_mut(BufferMut::zeroed(LEN), LONG).unwrap();
+    let readable = pair.b.expose(bytes(1, LEN).into(), LIFETIME).unwrap();
+    let writable = pair.b.expose_mut(BufferMut::zeroed(LEN), LIFETIME).unwrap();
     for (offset, len) in OUTSIDE {
         assert_no_get(&pair.a, &readable.remote(), offset, len).await;
         assert_no_put(&pair.a, &writable.remote(), offset, len).await;
     }
     assert!(in_time("revoke", writable.revoke()).await.as_slice().unwrap().iter().all(|byte| *byte == 0));
-    assert_alive(&pair.a, &pair.b).await;
+    assert_usable(&pair.a, &pair.b).await;
 }
 
-/// The same capability, saying more than was given: what a peer that lies would ask with.
+/// Forges a region that permits more than its owner gave.
 fn forged(region: RemoteRegion, len: u64, access: RegionAccess) -> RemoteRegion {
     let mut bytes = region.to_bytes();
     bytes[1] = match access {
@@ -142,31 +142,31 @@ fn forged(region: RemoteRegion, len: u64, access: RegionAccess) -> RemoteRegion 
 
 async fn an_owner_refuses_forged_regions(row: &'static Row) {
     let pair = row.pair().await;
-    let readable = pair.b.expose(bytes(1, LEN).into(), LONG).unwrap();
-    let writable = pair.b.expose_mut(BufferMut::zeroed(LEN), LONG).unwrap();
+    let readable = pair.b.expose(bytes(1, LEN).into(), LIFETIME).unwrap();
+    let writable = pair.b.expose_mut(BufferMut::zeroed(LEN), LIFETIME).unwrap();
     let longer = |region, access| forged(region, u64::MAX, access);
     for (offset, len) in OUTSIDE {
         assert_no_get(&pair.a, &longer(readable.remote(), RegionAccess::Read), offset, len).await;
         assert_no_put(&pair.a, &longer(writable.remote(), RegionAccess::Write), offset, len).await;
     }
-    let turned = |region, access| forged(region, LEN as u64, access);
-    assert_no_get(&pair.a, &turned(writable.remote(), RegionAccess::Read), 0, 10).await;
-    assert_no_put(&pair.a, &turned(readable.remote(), RegionAccess::Write), 0, 10).await;
+    let other_access = |region, access| forged(region, LEN as u64, access);
+    assert_no_get(&pair.a, &other_access(writable.remote(), RegionAccess::Read), 0, 10).await;
+    assert_no_put(&pair.a, &other_access(readable.remote(), RegionAccess::Write), 0, 10).await;
     let mut unknown = readable.remote().to_bytes();
     unknown[31] ^= 1;
     assert_no_get(&pair.a, &RemoteRegion::from_bytes(&unknown).unwrap(), 0, 10).await;
     // The owner's own end has no such region either.
     assert_no_get(&pair.b, &readable.remote(), 0, 10).await;
 
-    assert_alive(&pair.a, &pair.b).await;
+    assert_usable(&pair.a, &pair.b).await;
     assert!(in_time("revoke", readable.revoke()).await.as_slice().unwrap() == bytes(1, LEN));
     assert!(in_time("revoke", writable.revoke()).await.as_slice().unwrap().iter().all(|byte| *byte == 0));
 }
 
 async fn the_wrong_access_is_rejected(row: &'static Row) {
     let pair = row.pair().await;
-    let readable = pair.b.expose(bytes(1, LEN).into(), LONG).unwrap();
-    let writable = pair.b.expose_mut(BufferMut::zeroed(LEN), LONG).unwrap();
+    let readable = pair.b.expose(bytes(1, LEN).into(), LIFETIME).unwrap();
+    let writable = pair.b.expose_mut(BufferMut::zeroed(LEN), LIFETIME).unwrap();
     assert_no_get(&pair.a, &writable.remote(), 0, 10).await;
     assert_no_put(&pair.a, &readable.remote(), 0, 10).await;
     assert_eq!(get(&pair.a, &readable.remote(), 0, 10).await.as_slice().unwrap(), bytes(1, 10));
@@ -174,14 +174,14 @@ async fn the_wrong_access_is_rejected(row: &'static Row) {
 
 async fn a_region_of_another_connection_is_rejected(row: &'static Row) {
     let pair = row.pair().await;
-    let (other, owner) = meet(&pair.near, &pair.listener).await;
-    let readable = pair.b.expose(bytes(1, LEN).into(), LONG).unwrap();
-    let writable = owner.expose_mut(BufferMut::zeroed(LEN), LONG).unwrap();
+    let (other, owner) = connect_pair(&pair.near, &pair.listener).await;
+    let readable = pair.b.expose(bytes(1, LEN).into(), LIFETIME).unwrap();
+    let writable = owner.expose_mut(BufferMut::zeroed(LEN), LIFETIME).unwrap();
     assert_no_get(&other, &readable.remote(), 0, 10).await;
     assert_no_put(&pair.a, &writable.remote(), 0, 10).await;
     assert_eq!(get(&pair.a, &readable.remote(), 0, 10).await.as_slice().unwrap(), bytes(1, 10));
     in_time("put", other.put(&writable.remote(), 0, bytes(1, 10).into())).await.unwrap();
-    assert_alive(&other, &owner).await;
+    assert_usable(&other, &owner).await;
 }
 
 async fn a_region_ends_with_its_lifetime(row: &'static Row) {
@@ -192,7 +192,7 @@ async fn a_region_ends_with_its_lifetime(row: &'static Row) {
     tokio::time::sleep(short).await;
     assert_no_get(&pair.a, &readable.remote(), 0, 10).await;
     assert_no_put(&pair.a, &writable.remote(), 0, 10).await;
-    assert_alive(&pair.a, &pair.b).await;
+    assert_usable(&pair.a, &pair.b).await;
     assert_eq!(in_time("revoke", readable.revoke()).await.len(), LEN);
     assert_eq!(in_time("revoke", writable.revoke()).await.len(), LEN);
 }
@@ -200,8 +200,8 @@ async fn a_region_ends_with_its_lifetime(row: &'static Row) {
 async fn a_revoked_region_is_rejected_and_the_link_stays(row: &'static Row) {
     let pair = row.pair().await;
     for dropped in [false, true] {
-        let readable = pair.b.expose(bytes(1, LEN).into(), LONG).unwrap();
-        let writable = pair.b.expose_mut(BufferMut::zeroed(LEN), LONG).unwrap();
+        let readable = pair.b.expose(bytes(1, LEN).into(), LIFETIME).unwrap();
+        let writable = pair.b.expose_mut(BufferMut::zeroed(LEN), LIFETIME).unwrap();
         let (read, write) = (readable.remote(), writable.remote());
         assert_eq!(get(&pair.a, &read, 0, 10).await.as_slice().unwrap(), bytes(1, 10));
         if dropped {
@@ -213,7 +213,7 @@ async fn a_revoked_region_is_rejected_and_the_link_stays(row: &'static Row) {
             assert_no_get(&pair.a, &read, 0, len).await;
             assert_no_put(&pair.a, &write, 0, len).await;
         }
-        assert_alive(&pair.a, &pair.b).await;
+        assert_usable(&pair.a, &pair.b).await;
     }
 }
 
@@ -221,14 +221,14 @@ async fn revoked_memory_comes_back_whole(row: &'static Row) {
     let pair = row.pair().await;
     let buffer = Buffer::from(bytes(1, LEN));
     let start = buffer.as_ptr();
-    let region = pair.b.expose(buffer, LONG).unwrap();
+    let region = pair.b.expose(buffer, LIFETIME).unwrap();
     get(&pair.a, &region.remote(), 0, LEN).await;
     let buffer = in_time("revoke", region.revoke()).await;
     assert_eq!(buffer.as_ptr(), start);
-    let mut writable = buffer.try_into_mut().expect("nobody else holds it");
+    let mut writable = buffer.try_into_mut().expect("no other handle holds it");
     assert_eq!(writable.as_mut_slice().unwrap().len(), LEN);
 
-    let region = pair.b.expose_mut(writable, LONG).unwrap();
+    let region = pair.b.expose_mut(writable, LIFETIME).unwrap();
     in_time("put", pair.a.put(&region.remote(), 10, bytes(2, 10).into())).await.unwrap();
     let writable = in_time("revoke", region.revoke()).await;
     assert_eq!((writable.as_ptr(), writable.len()), (start, LEN));
@@ -236,7 +236,7 @@ async fn revoked_memory_comes_back_whole(row: &'static Row) {
     assert_eq!(&writable.as_slice().unwrap()[20..], &bytes(1, LEN)[20..]);
 }
 
-/// Eight tasks access `region` over and over until they are rejected; tells how often they were not.
+/// Eight tasks access `region` until they are rejected. Returns the count of accesses, and the tasks.
 fn access_until_rejected<F>(access: impl Fn(usize) -> F) -> (Arc<AtomicUsize>, tokio::task::JoinSet<()>)
 where
     F: Future<Output = Result<(), ErrorKind>> + Send + 'static,
@@ -252,7 +252,7 @@ where
                     Ok(()) => drop(count.fetch_add(1, Relaxed)),
                     Err(kind) => return assert_eq!(kind, ErrorKind::Rejected),
                 }
-                // An operation may end at once.
+                // An operation may complete at once.
                 tokio::task::yield_now().await;
             }
         });
@@ -266,7 +266,7 @@ async fn revoke_waits_for_gets_in_flight(row: &'static Row) {
     for turn in 0..5 {
         let buffer = Buffer::from(bytes(1, LARGE));
         let start = buffer.as_ptr();
-        let region = pair.b.expose(buffer, LONG).unwrap();
+        let region = pair.b.expose(buffer, LIFETIME).unwrap();
         let remote = region.remote();
         let (count, tasks) = access_until_rejected(|_| {
             let a = pair.a.clone();
@@ -281,19 +281,19 @@ async fn revoke_waits_for_gets_in_flight(row: &'static Row) {
         }
         let buffer = in_time("revoke", region.revoke()).await;
         assert_eq!(buffer.as_ptr(), start);
-        let mut memory = buffer.try_into_mut().expect("nobody reads it any more");
-        // What is written now is seen by no get.
+        let mut memory = buffer.try_into_mut().expect("no get reads it");
+        // No get sees what is written now.
         memory.as_mut_slice().unwrap().fill(0);
         in_time("the gets", tasks.join_all()).await;
     }
-    assert_alive(&pair.a, &pair.b).await;
+    assert_usable(&pair.a, &pair.b).await;
 }
 
 async fn revoke_waits_for_puts_in_flight(row: &'static Row) {
     const LARGE: usize = 2 << 20;
     let pair = row.pair().await;
     for turn in 0..5 {
-        let region = pair.b.expose_mut(BufferMut::zeroed(LARGE), LONG).unwrap();
+        let region = pair.b.expose_mut(BufferMut::zeroed(LARGE), LIFETIME).unwrap();
         let remote = region.remote();
         let from = Buffer::from(bytes(2, LARGE));
         let (count, tasks) = access_until_rejected(|_| {
@@ -304,19 +304,19 @@ async fn revoke_waits_for_puts_in_flight(row: &'static Row) {
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
         let mut memory = in_time("revoke", region.revoke()).await;
-        // A late put would spoil this.
+        // A late put would overwrite this.
         memory.as_mut_slice().unwrap().fill(7);
         in_time("the puts", tasks.join_all()).await;
-        assert!(memory.as_slice().unwrap().iter().all(|byte| *byte == 7), "a put came after the revocation");
+        assert!(memory.as_slice().unwrap().iter().all(|byte| *byte == 7), "a put wrote after the revocation");
     }
-    assert_alive(&pair.a, &pair.b).await;
+    assert_usable(&pair.a, &pair.b).await;
 }
 
 async fn a_hundred_gets_and_puts_at_once(row: &'static Row) {
     const COUNT: usize = 100;
     let pair = row.pair().await;
-    let readable = pair.b.expose(bytes(1, COUNT * LEN).into(), LONG).unwrap();
-    let writable = pair.b.expose_mut(BufferMut::zeroed(COUNT * LEN), LONG).unwrap();
+    let readable = pair.b.expose(bytes(1, COUNT * LEN).into(), LIFETIME).unwrap();
+    let writable = pair.b.expose_mut(BufferMut::zeroed(COUNT * LEN), LIFETIME).unwrap();
     let from = Buffer::from(bytes(2, COUNT * LEN));
     let gets = all((0..COUNT).map(|at| {
         let pair = &pair;
@@ -340,8 +340,8 @@ async fn a_hundred_gets_and_puts_at_once(row: &'static Row) {
 async fn thousands_of_requests_all_complete(row: &'static Row) {
     const COUNT: usize = 3000;
     let pair = row.pair().await;
-    let readable = pair.b.expose(bytes(1, COUNT).into(), LONG).unwrap();
-    let writable = pair.b.expose_mut(BufferMut::zeroed(COUNT), LONG).unwrap();
+    let readable = pair.b.expose(bytes(1, COUNT).into(), LIFETIME).unwrap();
+    let writable = pair.b.expose_mut(BufferMut::zeroed(COUNT), LIFETIME).unwrap();
     let from = Buffer::from(bytes(2, COUNT));
     let mut requests = tokio::task::JoinSet::new();
     for at in 0..COUNT {
@@ -362,10 +362,10 @@ async fn thousands_of_requests_all_complete(row: &'static Row) {
 async fn large_gets_and_puts(row: &'static Row) {
     const LARGE: usize = 24 << 20;
     let pair = row.pair().await;
-    let readable = pair.b.expose(bytes(1, LARGE).into(), LONG).unwrap();
+    let readable = pair.b.expose(bytes(1, LARGE).into(), LIFETIME).unwrap();
     let got = get(&pair.a, &readable.remote(), 0, LARGE).await;
     assert_bytes(got.as_slice().unwrap(), 1, 0);
-    let writable = pair.b.expose_mut(BufferMut::zeroed(LARGE), LONG).unwrap();
+    let writable = pair.b.expose_mut(BufferMut::zeroed(LARGE), LIFETIME).unwrap();
     in_time("put", pair.a.put(&writable.remote(), 0, got.freeze())).await.unwrap();
     assert_bytes(in_time("revoke", writable.revoke()).await.as_slice().unwrap(), 1, 0);
 }
@@ -374,7 +374,7 @@ async fn regions_work_in_both_directions(row: &'static Row) {
     let pair = row.pair().await;
     let done = AtomicBool::new(false);
     let work = |owner: Connection, user: Connection, seed: usize| async move {
-        let readable = owner.expose(bytes(seed, LEN).into(), LONG).unwrap();
+        let readable = owner.expose(bytes(seed, LEN).into(), LIFETIME).unwrap();
         for _ in 0..20 {
             let got = get(&user, &readable.remote(), 0, LEN).await;
             assert_bytes(got.as_slice().unwrap(), seed, 0);
@@ -384,7 +384,7 @@ async fn regions_work_in_both_directions(row: &'static Row) {
     let back = work(pair.b.clone(), pair.a.clone(), 2);
     let messages = async {
         while !done.load(Relaxed) {
-            assert_alive(&pair.a, &pair.b).await;
+            assert_usable(&pair.a, &pair.b).await;
         }
     };
     let gets = async {
@@ -397,8 +397,8 @@ async fn regions_work_in_both_directions(row: &'static Row) {
 async fn regions_return_when_their_connection_ends(row: &'static Row) {
     for by_the_owner in [true, false] {
         let pair = row.pair().await;
-        let readable = pair.b.expose(bytes(1, LEN).into(), LONG).unwrap();
-        let writable = pair.b.expose_mut(BufferMut::zeroed(LEN), LONG).unwrap();
+        let readable = pair.b.expose(bytes(1, LEN).into(), LIFETIME).unwrap();
+        let writable = pair.b.expose_mut(BufferMut::zeroed(LEN), LIFETIME).unwrap();
         get(&pair.a, &readable.remote(), 0, LEN).await;
         if by_the_owner {
             pair.b.abort()
@@ -407,7 +407,7 @@ async fn regions_return_when_their_connection_ends(row: &'static Row) {
         }
         let revoking = async { tokio::join!(readable.revoke(), writable.revoke()) };
         let (read, write) = in_time("revoke", revoking).await;
-        assert!(read.try_into_mut().is_ok(), "nobody reads it any more");
+        assert!(read.try_into_mut().is_ok(), "no get reads it");
         assert_eq!(write.len(), LEN);
     }
 }

@@ -1,4 +1,4 @@
-//! A peer in a process of its own: this program once more, in one of a few roles.
+//! A peer in a process of its own: this program again, in one of several roles.
 
 use std::io::{BufRead, BufReader, Write};
 use std::process::{Child, Command, ExitCode, Stdio};
@@ -25,38 +25,38 @@ use crate::mixed::lengths;
 use crate::polls::in_time;
 use crate::usage;
 
-/// Names the role, and makes a process a peer.
+/// Environment variable: the role, which makes a process a peer.
 pub(crate) const ROLE: &str = "TOWLINE_PEER";
 const ROW: &str = "TOWLINE_PEER_ROW";
-/// An address: where to listen, or whom to connect to.
+/// The address to listen at or to connect to.
 const ADDRESS: &str = "TOWLINE_PEER_ADDRESS";
-/// A user to become.
+/// The user to run as.
 const USER: &str = "TOWLINE_PEER_USER";
 
-/// How often an endpoint asks for a sign of life that has to notice soon.
+/// Heartbeat interval of endpoints that have to detect a loss soon.
 pub(crate) const HEARTBEAT: Duration = Duration::from_millis(250);
-/// The same of an idle peer, which is timed: a fraction of it is longer than a busy machine's delays.
+/// Heartbeat interval of idle peers. A fraction of it exceeds a busy machine's delays.
 pub(crate) const IDLE_HEARTBEAT: Duration = Duration::from_secs(2);
-/// What a peer of limited memory takes, and how much more memory than that it may have.
+/// Length of the message for a peer of limited memory, and the further memory that it may use.
 pub(crate) const LIMITED_LEN: usize = 128 << 20;
 const LIMITED_ROOM: usize = 96 << 20;
 
-/// Where a peer lives.
+/// Where a peer process runs.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Home<'a> {
-    /// Where this process does.
+    /// Where this process runs.
     Here,
     /// In a network namespace.
     Network(&'a str),
-    /// In namespaces of its own for processes and mounts.
+    /// In PID and mount namespaces of its own.
     Processes,
-    /// Where no `/proc` is to be seen.
+    /// Without `/proc`.
     WithoutProc,
     /// As another user.
     User(u32),
 }
 
-/// A peer process. It dies with this handle, or with its parent.
+/// A peer process. It ends when this handle is dropped, or when its parent ends.
 #[derive(Debug)]
 pub(crate) struct Peer {
     child: Child,
@@ -64,19 +64,19 @@ pub(crate) struct Peer {
 }
 
 impl Peer {
-    /// A peer that listens and does what each connection's messages ask for: see [`serve`].
+    /// Starts a peer that listens and follows the commands of messages: see [`serve`].
     pub(crate) async fn serving(row: &Row) -> (Self, Address) {
         Self::listening("serve", row, Home::Here, row.address).await
     }
 
-    /// A peer that listens, and prints where.
+    /// Starts a peer that listens, and returns its address.
     pub(crate) async fn listening(role: &str, row: &Row, home: Home<'_>, at: &str) -> (Self, Address) {
         let mut peer = Self::start(role, row, home, at);
         let address = peer.line().await.parse().unwrap();
         (peer, address)
     }
 
-    /// A peer in a role of this file.
+    /// Starts a peer in this role.
     pub(crate) fn start(role: &str, row: &Row, home: Home<'_>, address: &str) -> Self {
         let program = std::env::current_exe().unwrap();
         let around: &[&str] = match home {
@@ -104,22 +104,22 @@ impl Peer {
         let output = BufReader::new(child.stdout.take().unwrap());
         std::thread::spawn(move || {
             for line in output.lines().map_while(std::io::Result::ok) {
-                // Nobody may listen any more.
+                // The test may have dropped the receiver.
                 let _ = sender.send(line);
             }
         });
         Self { child, lines }
     }
 
-    /// What it says next.
+    /// Returns the next line that the peer prints.
     pub(crate) async fn line(&mut self) -> String {
-        in_time("the peer's word", self.lines.recv()).await.expect("the peer lives")
+        in_time("the peer's line", self.lines.recv()).await.expect("the peer lives")
     }
 
-    /// Waits for it to end well.
+    /// Waits until the peer ends with success.
     pub(crate) async fn assert_done(&mut self) {
         let line = in_time("the peer's end", self.lines.recv()).await;
-        assert_eq!(line, None, "it should have said nothing");
+        assert_eq!(line, None, "it prints nothing more");
         assert!(self.child.wait().unwrap().success());
     }
 
@@ -127,7 +127,7 @@ impl Peer {
         self.child.id()
     }
 
-    /// Kills it, and tells when it was gone.
+    /// Kills the peer, and returns when it had ended.
     pub(crate) fn kill(&mut self) -> Instant {
         self.child.kill().unwrap();
         self.child.wait().unwrap();
@@ -141,31 +141,31 @@ impl Peer {
 
 impl Drop for Peer {
     fn drop(&mut self) {
-        // It may be gone already.
+        // The peer may have ended already.
         let _ = self.child.kill();
         let _ = self.child.wait();
     }
 }
 
-/// This process is a peer.
+/// Runs the peer's role in this process.
 pub(crate) fn run(role: &str) -> ExitCode {
     if let Ok(user) = std::env::var(USER) {
-        // Only this thread, and those to come are its children.
+        // Only this thread; threads that it starts inherit the user.
         set_thread_uid(Uid::from_raw(user.parse().unwrap())).unwrap();
     }
-    if role == "land-secretly" {
+    if role == "receive-undumpable" {
         set_dumpable_behavior(DumpableBehavior::NotDumpable).unwrap();
     }
     set_parent_process_death_signal(Some(Signal::KILL)).unwrap();
     let variable = |name| std::env::var(name).unwrap();
     let row = ROWS.iter().find(|row| row.name == variable(ROW)).unwrap();
     let address: Address = variable(ADDRESS).parse().unwrap();
-    if role == "obey" {
-        return establishing::obey_from_afar(row, address);
+    if role == "run-commands" {
+        return establishing::run_remote(row, address);
     }
     let builder = row.builder().insecure(true).connect_time(Duration::from_secs(2));
     let endpoint = match role {
-        "converse" => builder.heartbeat(HEARTBEAT),
+        "exchange" => builder.heartbeat(HEARTBEAT),
         "idle" | "idle-listen" => builder.heartbeat(IDLE_HEARTBEAT),
         "hold-without-trust" => builder.trust_user(false),
         _ => builder,
@@ -175,25 +175,25 @@ pub(crate) fn run(role: &str) -> ExitCode {
     runtime.unwrap().block_on(async {
         match role {
             "serve" => listen(&endpoint, &address).await,
-            "land" | "land-secretly" => land(&endpoint, &address).await,
+            "receive" | "receive-undumpable" => receive(&endpoint, &address).await,
             "serve-limited" => serve_limited(&endpoint, &address).await,
             "connect" => connect(&endpoint, &address).await,
             "bind" => bind(&endpoint, &address).await,
-            "give-up" => give_up(row, &address).await,
+            "time-out" => time_out(row, &address).await,
             "exhaust" => exhaust(&endpoint, &address).await,
             "choose" => choose(&endpoint, &address).await,
-            "pour" => pour(&endpoint, &address).await,
+            "send-until-lost" => send_until_lost(&endpoint, &address).await,
             "lend" => holders::lend(&endpoint, &address).await,
-            "say" => say_and_stay(&endpoint, &address).await,
-            "converse" => converse(&endpoint, &address).await,
+            "send-and-stay" => send_and_stay(&endpoint, &address).await,
+            "exchange" => exchange(&endpoint, &address).await,
             "idle" => idle(endpoint.connect(&address).await.unwrap()).await,
             "idle-listen" => {
                 let listener = endpoint.listen(&address).await.unwrap();
-                say(listener.address());
+                print_line(listener.address());
                 idle(listener.accept().await.unwrap()).await;
             }
-            "send-on" => forward::send_on(row, &endpoint, &address).await,
-            "crowd" => floods::crowd(&address),
+            "forward" => forward::forward(row, &endpoint, &address).await,
+            "flood" => floods::flood(&address),
             "hold" | "hold-without-trust" => forward::hold(row, &endpoint).await,
             other => panic!("no role is named {other}"),
         }
@@ -201,8 +201,8 @@ pub(crate) fn run(role: &str) -> ExitCode {
     ExitCode::SUCCESS
 }
 
-/// Prints a line that the test reads.
-pub(crate) fn say(line: impl std::fmt::Display) {
+/// Prints a line for the test.
+pub(crate) fn print_line(line: impl std::fmt::Display) {
     let mut output = std::io::stdout().lock();
     writeln!(output, "{line}").unwrap();
     output.flush().unwrap();
@@ -210,26 +210,26 @@ pub(crate) fn say(line: impl std::fmt::Display) {
 
 async fn listen(endpoint: &Endpoint, address: &Address) {
     let listener = endpoint.listen(address).await.unwrap();
-    say(listener.address());
+    print_line(listener.address());
     loop {
         let connection = listener.accept().await.unwrap();
         tokio::spawn(async move {
-            // However it ends: the other end is the one that looks.
+            // The other end asserts how the connection ends.
             let _ = serve(connection).await;
         });
     }
 }
 
-/// What a message's header may ask for.
+/// Commands in a message's header.
 pub(crate) const ECHO: &str = "echo";
-/// Answers with a region of [`EXPOSED_LEN`] bytes to read.
+/// Sends back a region of [`EXPOSED_LEN`] bytes to read.
 pub(crate) const EXPOSE: &str = "expose";
 /// Holds the frames until the connection ends.
 pub(crate) const HOLD: &str = "hold";
-/// Takes nothing more.
+/// Receives no more messages.
 pub(crate) const IGNORE: &str = "ignore";
 pub(crate) const CLOSE: &str = "close";
-/// Ends the process without a word.
+/// Exits the process without a close.
 pub(crate) const EXIT: &str = "exit";
 
 pub(crate) const EXPOSED_LEN: usize = 32 << 20;
@@ -250,12 +250,12 @@ async fn serve(connection: Connection) -> Result<()> {
             IGNORE => std::future::pending().await,
             CLOSE => return connection.close().await,
             EXIT => std::process::exit(0),
-            other => panic!("nothing is called {other}"),
+            other => panic!("no command is named {other}"),
         }
     }
 }
 
-/// Sends frames there and back.
+/// Sends frames to a serving peer, and receives them back.
 pub(crate) async fn echo(connection: &Connection, len: usize) {
     let message = Message::new(ECHO).with_frame(bytes(len, len)).with_frame(bytes(1, 10));
     let both = async { tokio::join!(connection.deliver(message), connection.recv()) };
@@ -266,11 +266,11 @@ pub(crate) async fn echo(connection: &Connection, len: usize) {
     assert_frame(&back.frames()[1], 1, 10);
 }
 
-/// Takes a message into named memory, sends it back from there, and takes another into pool memory, with no room for a
-/// second copy of it.
+/// Receives a message into named memory, sends it back, and receives another into pool memory. A second copy
+/// of either would exceed the memory limit.
 async fn serve_limited(endpoint: &Endpoint, address: &Address) {
     let listener = endpoint.listen(address).await.unwrap();
-    say(listener.address());
+    print_line(listener.address());
     let connection = listener.accept().await.unwrap();
     let limit = Some(usage::data() + (LIMITED_LEN + LIMITED_ROOM) as u64);
     setrlimit(Resource::Data, Rlimit { current: limit, maximum: limit }).unwrap();
@@ -291,13 +291,13 @@ async fn serve_limited(endpoint: &Endpoint, address: &Address) {
     connection.close().await.unwrap();
 }
 
-/// Says what becomes of large frames that come here; takes each message into memory that it names, and sends the frames back from
-/// there, under what was copied so that they came.
-async fn land(endpoint: &Endpoint, address: &Address) {
+/// Prints the note on large frames. Receives each message into named memory, and sends the frames back with
+/// the number of bytes copied.
+async fn receive(endpoint: &Endpoint, address: &Address) {
     let listener = endpoint.listen(address).await.unwrap();
-    say(listener.address());
+    print_line(listener.address());
     let connection = listener.accept().await.unwrap();
-    say(connection.explain().await.notes.concat());
+    print_line(connection.explain().await.notes.concat());
     loop {
         let Ok(incoming) = connection.incoming().await else { return };
         let destination = |frame: &FrameInfo| Destination::Buffer(BufferMut::with_capacity(frame.len));
@@ -312,31 +312,35 @@ async fn land(endpoint: &Endpoint, address: &Address) {
     }
 }
 
-/// Says how an attempt to connect ends: a kind, its time in ms, and the error.
+/// Prints how a connect ends: the kind, its time in ms, and the error.
 async fn connect(endpoint: &Endpoint, address: &Address) {
     let began = Instant::now();
     let connected = endpoint.connect(address).await;
-    say_how(connected.map(|connection| connection.path().address().to_owned()), began);
+    print_outcome(connected.map(|connection| connection.path().address().to_owned()), began);
 }
 
-/// Says how an attempt to listen ends, as [`connect`] does, or where it listens; and stays.
+/// Prints how a listen ends, as [`connect`] does, or its address. Then waits forever.
 async fn bind(endpoint: &Endpoint, address: &Address) {
     let began = Instant::now();
     let listened = endpoint.listen(address).await;
-    say_how(listened.as_ref().map(|listener| listener.address().to_string()).map_err(Clone::clone), began);
+    print_outcome(
+        listened.as_ref().map(|listener| listener.address().to_string()).map_err(Clone::clone),
+        began,
+    );
     std::future::pending().await
 }
 
-fn say_how(how: Result<String>, began: Instant) {
+fn print_outcome(how: Result<String>, began: Instant) {
     let time_ms = began.elapsed().as_millis();
     match how {
-        Ok(address) => say(format_args!("connected {time_ms} {address}")),
-        Err(error) => say(format_args!("{:?} {time_ms} {error}", error.kind())),
+        Ok(address) => print_line(format_args!("connected {time_ms} {address}")),
+        Err(error) => print_line(format_args!("{:?} {time_ms} {error}", error.kind())),
     }
 }
 
-/// Connects from an endpoint that is dropped thereupon, and says how that ended; then says when the endpoint's thread was gone.
-async fn give_up(row: &Row, address: &Address) {
+/// Connects from an endpoint, drops it, and prints how the connect ended. Then prints when the endpoint's
+/// thread had ended.
+async fn time_out(row: &Row, address: &Address) {
     let drivers = || {
         let tasks = std::fs::read_dir("/proc/self/task").unwrap();
         let names = tasks.filter_map(|task| std::fs::read_to_string(task.unwrap().path().join("comm")).ok());
@@ -344,46 +348,46 @@ async fn give_up(row: &Row, address: &Address) {
     };
     let endpoint = row.builder().connect_time(Duration::from_secs(1)).build().unwrap();
     connect(&endpoint, address).await;
-    // Its own, and that of the endpoint which every peer has.
+    // Its own driver, and the driver of the endpoint that every peer has.
     assert_eq!(drivers(), 2);
     drop(endpoint);
     let began = Instant::now();
     while drivers() > 1 {
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
-    say(began.elapsed().as_millis());
+    print_line(began.elapsed().as_millis());
 }
 
-/// Connects until that fails, holding every connection, and says how that ended as [`connect`] does.
+/// Connects until a connect fails, keeping every connection. Prints the outcome as [`connect`] does.
 async fn exhaust(endpoint: &Endpoint, address: &Address) {
     let mut held = Vec::new();
     loop {
         let began = Instant::now();
         match endpoint.connect(address).await {
             Ok(connection) => held.push(connection),
-            Err(error) => return say_how(Err(error), began),
+            Err(error) => return print_outcome(Err(error), began),
         }
         assert!(held.len() < 100, "there should be far fewer ports");
     }
 }
 
-/// Says what carries a connection and what became of shared memory there, or why there is none; and then echoes.
+/// Prints the chosen backend and the candidate note of shared memory, or the error. Then echoes.
 async fn choose(endpoint: &Endpoint, address: &Address) {
     let connection = match endpoint.connect(address).await {
         Ok(connection) => connection,
-        Err(error) => return say(format_args!("{:?}: {error}", error.kind())),
+        Err(error) => return print_line(format_args!("{:?}: {error}", error.kind())),
     };
     let path = connection.path();
     let shm = path.candidates().iter().find(|candidate| candidate.name == "shm").unwrap();
-    say(format_args!("{}: {}", path.chosen(), shm.reason));
+    print_line(format_args!("{}: {}", path.chosen(), shm.reason));
     for len in [0, 100, 20_000, 1 << 20] {
         echo(&connection, len).await;
     }
-    say("well");
+    print_line("ready");
 }
 
-/// Sends all that a seed says, the number of which comes in the first message, for as long as it lives; takes everything.
-async fn pour(endpoint: &Endpoint, address: &Address) {
+/// Sends messages by a seed, which the first message holds, until the connection ends. Receives everything.
+async fn send_until_lost(endpoint: &Endpoint, address: &Address) {
     let connection = endpoint.connect(address).await.unwrap();
     let seed = number(connection.recv().await.unwrap().header());
     let pouring = async {
@@ -396,26 +400,26 @@ async fn pour(endpoint: &Endpoint, address: &Address) {
     tokio::join!(pouring, async { while connection.recv().await.is_ok() {} });
 }
 
-/// How many messages are said before [`say_and_stay`] says that they are.
-pub(crate) const SAID: usize = 20;
+/// Messages that [`send_and_stay`] sends.
+pub(crate) const SENT_COUNT: usize = 20;
 
-/// Sends messages that nobody waits for, and stays.
-async fn say_and_stay(endpoint: &Endpoint, address: &Address) {
+/// Sends messages without awaiting receipts, and stays.
+async fn send_and_stay(endpoint: &Endpoint, address: &Address) {
     let connection = endpoint.connect(address).await.unwrap();
-    for at in 0..SAID {
+    for at in 0..SENT_COUNT {
         drop(connection.send(message(at, &[at * 500])).await.unwrap());
     }
-    say("said");
+    print_line("sent");
     std::future::pending().await
 }
 
-/// Echoes, and goes on sending until the peer is lost; says when that begins, and how it ends.
-async fn converse(endpoint: &Endpoint, address: &Address) {
+/// Echoes, prints a line, and sends until the peer is lost. Prints how the calls end.
+async fn exchange(endpoint: &Endpoint, address: &Address) {
     let connection = endpoint.connect(address).await.unwrap();
     for len in [0, 100, 20_000, 8 << 20] {
         echo(&connection, len).await;
     }
-    say("well");
+    print_line("ready");
     let sending = async {
         loop {
             let large = Message::new(ECHO).with_frame(bytes(1, 4 << 20));
@@ -432,12 +436,12 @@ async fn converse(endpoint: &Endpoint, address: &Address) {
         }
     };
     let (sent, received) = tokio::join!(sending, receiving);
-    say(format_args!("{:?} {:?}", sent.kind(), received.kind()));
+    print_line(format_args!("{:?} {:?}", sent.kind(), received.kind()));
 }
 
-/// Says that it is connected, sends nothing, and says how the connection ends.
+/// Prints a line, sends nothing, and prints how the connection ends.
 async fn idle(connection: Connection) {
-    say("well");
+    print_line("ready");
     let error = connection.recv().await.unwrap_err();
-    say(format_args!("{:?}: {error}", error.kind()));
+    print_line(format_args!("{:?}: {error}", error.kind()));
 }

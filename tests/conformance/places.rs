@@ -1,4 +1,4 @@
-//! Frames in memory that the CPU cannot touch go wherever host frames go.
+//! Frames in memory that the CPU cannot access are sent and received like host frames.
 
 use std::time::{Duration, Instant};
 
@@ -24,7 +24,7 @@ cases! {
         gets_and_puts_refuse_guarded_memory;
 }
 
-/// Around the threshold from which on a message waits for its destinations, and beyond one staging copy's piece.
+/// Around the threshold of messages that wait for an accept, and beyond one piece of a staging copy.
 const LENS: [usize; 7] = [0, 1, 700, (16 << 10) - 1, 16 << 10, 70_000, (3 << 20) + 5];
 
 fn frame(place: Place, seed: usize, len: usize) -> Buffer {
@@ -38,7 +38,7 @@ async fn guarded_pair(row: &Row) -> Pair {
     row.pair_with(|builder| builder.pool(Guarded::pool())).await
 }
 
-/// One frame of every length, from and to these places.
+/// Sends one frame of every length, from and to these places.
 async fn travel(row: &Row, from: Place, to: Place) {
     let pair = guarded_pair(row).await;
     for (seed, len) in LENS.into_iter().enumerate() {
@@ -59,7 +59,7 @@ async fn travel(row: &Row, from: Place, to: Place) {
 
 async fn frames_from_guarded_to_host_arrive(row: &'static Row) {
     travel(row, Place::Guarded, Place::Host).await;
-    // And where the receiver asks for nothing in particular.
+    // A receiver that names no place.
     let pair = guarded_pair(row).await;
     for (seed, len) in LENS.into_iter().enumerate() {
         let message = Message::new("").with_frame(frame(Place::Guarded, seed, len));

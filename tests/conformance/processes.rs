@@ -1,4 +1,4 @@
-//! Peers that are other processes, and that die, stop, or leave.
+//! Peers in other processes that die, stop or exit.
 
 use std::time::Duration;
 
@@ -56,8 +56,8 @@ async fn expose(connection: &Connection) -> RemoteRegion {
     RemoteRegion::from_bytes(region.unwrap().header()).unwrap()
 }
 
-/// Whether everything in flight on a connection ends in time, memory returned, and nothing else notices, when `end` happens
-/// to its peer.
+/// Asserts that all operations on a connection end within `limit` after `end` ended its peer. Memory returns,
+/// and other connections continue.
 async fn assert_lost(row: &Row, limit: Duration, end: impl AsyncFn(&Peer)) {
     let (peer, address) = Peer::serving(row).await;
     let (_other_peer, other_address) = Peer::serving(row).await;
@@ -90,7 +90,7 @@ async fn assert_lost(row: &Row, limit: Duration, end: impl AsyncFn(&Peer)) {
             });
         }
     }
-    in_time("the last word", connection.deliver(Message::new(IGNORE))).await.unwrap();
+    in_time("the last message", connection.deliver(Message::new(IGNORE))).await.unwrap();
     let stuck = Stuck::on(&connection).await;
 
     end(&peer).await;
@@ -119,9 +119,10 @@ async fn a_stopped_peer_is_lost_by_its_heartbeats(row: &'static Row) {
     assert_lost(row, Duration::from_millis(1500), async |peer| peer.signal(Signal::STOP)).await;
 }
 
-/// Whether nobody else holds a frame's memory any more: what a kernel or a peer might still touch is not given back.
+/// Asserts that no other handle to the frame exists: memory that a kernel or a peer may touch is not
+/// returned.
 fn assert_free(frame: towline::Buffer) {
-    assert!(frame.try_into_mut().is_ok(), "nobody else holds it");
+    assert!(frame.try_into_mut().is_ok(), "no other handle holds it");
 }
 
 async fn a_message_returns_when_its_receiver_is_killed(row: &'static Row) {
@@ -152,7 +153,7 @@ async fn a_message_returns_when_its_receiver_is_killed(row: &'static Row) {
             }
         }
     }
-    assert!(in_the_middle > 0, "no message was cut in the middle");
+    assert!(in_the_middle > 0, "no message was cut");
 }
 
 async fn destinations_return_when_the_sender_is_killed(row: &'static Row) {
@@ -187,20 +188,20 @@ async fn destinations_return_when_the_sender_is_killed(row: &'static Row) {
                 .iter()
                 .map(|destination| match destination {
                     Destination::Buffer(buffer) => buffer.as_ptr(),
-                    other => panic!("{other:?} came back"),
+                    other => panic!("{other:?} returned"),
                 })
                 .collect();
             assert_eq!(returned, starts);
         }
     }
-    assert!(in_the_middle > 0, "no message was cut in the middle");
+    assert!(in_the_middle > 0, "no message was cut");
 }
 
 async fn a_peer_that_exits_without_a_close_is_lost(row: &'static Row) {
     let (mut peer, address) = Peer::serving(row).await;
     let connection = row.endpoint().connect(&address).await.unwrap();
     echo(&connection, 100).await;
-    // Its acknowledgement may or may not have left.
+    // Its acknowledgement may have left or not.
     let last = connection.send(Message::new(EXIT)).await;
     drop(last.unwrap());
     let end = within(Duration::from_secs(2), "the end", connection.recv()).await.unwrap_err();
@@ -212,18 +213,22 @@ async fn a_peer_that_closes_and_exits_is_closed(row: &'static Row) {
     let (peer, address) = Peer::serving(row).await;
     let connection = row.endpoint().connect(&address).await.unwrap();
     echo(&connection, 100).await;
-    in_time("the last word", connection.deliver(Message::new(CLOSE))).await.unwrap();
+    in_time("the last message", connection.deliver(Message::new(CLOSE))).await.unwrap();
     let end = in_time("the end", connection.recv()).await.unwrap_err();
     assert_eq!(end.kind(), ErrorKind::Closed, "{end}");
     drop(peer);
-    assert_eq!(connection.recv().await.unwrap_err().kind(), ErrorKind::Closed, "once closed, never lost");
+    assert_eq!(
+        connection.recv().await.unwrap_err().kind(),
+        ErrorKind::Closed,
+        "a closed connection is not lost"
+    );
 }
 
 async fn an_idle_connection_stays(row: &'static Row) {
     let (_peer, address) = Peer::serving(row).await;
     let connection = row.builder().heartbeat(HEARTBEAT).build().unwrap().connect(&address).await.unwrap();
     echo(&connection, 100).await;
-    // Nobody calls anything, for many heartbeats.
+    // No call is made for many heartbeats.
     tokio::time::sleep(HEARTBEAT * 10).await;
     echo(&connection, 100).await;
 }
@@ -236,7 +241,7 @@ async fn a_message_is_received_without_room_for_a_second_copy(row: &'static Row)
     assert_message(&back, 1, &[LIMITED_LEN]);
     drop(back);
     in_time("the second", connection.deliver(message(2, &[LIMITED_LEN]))).await.unwrap();
-    assert_message(&in_time("its word", connection.recv()).await.unwrap(), 3, &[]);
+    assert_message(&in_time("its receipt", connection.recv()).await.unwrap(), 3, &[]);
     assert_eq!(in_time("the end", connection.recv()).await.unwrap_err().kind(), ErrorKind::Closed);
     peer.assert_done().await;
 }

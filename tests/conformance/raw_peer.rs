@@ -1,4 +1,4 @@
-//! A peer made by hand, byte for byte as docs/wire.md has it, that goes as far as it likes and then misbehaves.
+//! A raw peer: it sends the bytes of docs/wire.md one by one, and then violates the protocol.
 
 use std::io;
 use std::time::{Duration, Instant};
@@ -8,7 +8,7 @@ use towline::{BufferMut, Connection, Endpoint, ErrorKind, Listener};
 use towline_tests::wire::{MAGIC, hello};
 pub(crate) use towline_tests::wire::{announcement, hand, packet, record};
 
-use crate::backends::{Row, meet};
+use crate::backends::{Row, connect_pair};
 use crate::content::{assert_message, message};
 use crate::encrypted::{Stream, dial};
 use crate::polls::{in_time, within};
@@ -30,16 +30,17 @@ const HANDSHAKE_TIME: Duration = Duration::from_millis(800);
 pub(crate) const EAGER: u8 = 4;
 pub(crate) const STREAMS: u8 = 2;
 pub(crate) const LENT: u8 = 8;
-const ASK: u8 = 5;
-const ANSWER: u8 = 6;
+const PING: u8 = 5;
+const PONG: u8 = 6;
 pub(crate) const CLOSE: u8 = 12;
 
-/// A stream whose handshake is done: whoever holds it is the peer.
-async fn greeted(listener: &Listener, nonce: u8) -> Box<dyn Stream> {
+/// Connects a stream and completes the handshake. The stream is then the peer.
+async fn handshaken(listener: &Listener, nonce: u8) -> Box<dyn Stream> {
     greet(listener, nonce, &[nonce; 56], &["tcp"]).await.0
 }
 
-/// The same, with this identity and these offers; and the `Hello` of either end, ours first.
+/// Completes the handshake with this identity and these offers. Returns the stream and the `Hello` of both
+/// ends, ours first.
 pub(crate) async fn greet(
     listener: &Listener,
     nonce: u8,
@@ -50,15 +51,15 @@ pub(crate) async fn greet(
     let offers: Vec<_> = offers.iter().map(|name| (*name, &b""[..])).collect();
     let hello = hello([nonce; 32], identity, &offers);
     send(&mut stream, &hello).await.unwrap();
-    let (kind, peers) = heard(&mut stream).await;
+    let (kind, peers) = read_handshake(&mut stream).await;
     assert_eq!(kind, 1, "its Hello");
     send(&mut stream, &hand(2, &[0; 32])).await.unwrap();
-    assert_eq!(heard(&mut stream).await, (2, vec![0; 32]), "its Proof");
+    assert_eq!(read_handshake(&mut stream).await, (2, vec![0; 32]), "its Proof");
     (stream, [hello, hand(1, &peers)])
 }
 
-/// The next message of the handshake.
-pub(crate) async fn heard(stream: &mut Box<dyn Stream>) -> (u8, Vec<u8>) {
+/// Reads the next message of the handshake.
+pub(crate) async fn read_handshake(stream: &mut Box<dyn Stream>) -> (u8, Vec<u8>) {
     let mut head = [0; 16];
     in_time("a head", stream.read_exact(&mut head)).await.unwrap();
     assert!(head.starts_with(MAGIC), "{head:?}");
@@ -68,11 +69,11 @@ pub(crate) async fn heard(stream: &mut Box<dyn Stream>) -> (u8, Vec<u8>) {
     (head[8], body)
 }
 
-/// A peer by hand, and this end of its connection.
+/// Connects a raw peer. Returns its stream and this end of the connection.
 pub(crate) async fn connected(listener: &Listener, nonce: u8) -> (Box<dyn Stream>, Connection) {
-    let mut stream = greeted(listener, nonce).await;
+    let mut stream = handshaken(listener, nonce).await;
     send(&mut stream, &hand(3, b"tcp")).await.unwrap();
-    assert_eq!(heard(&mut stream).await, (4, vec![]), "it is ready");
+    assert_eq!(read_handshake(&mut stream).await, (4, vec![]), "it is ready");
     (stream, in_time("the connection", listener.accept()).await.unwrap())
 }
 
@@ -82,13 +83,13 @@ pub(crate) async fn listening(row: &Row) -> (Endpoint, Listener) {
     (endpoint, listener)
 }
 
-/// Writes all of this, and leaves nothing of it in this end: TLS would keep what the socket had no room for.
+/// Writes and flushes all bytes: TLS would keep what the socket had no room for.
 pub(crate) async fn send(stream: &mut Box<dyn Stream>, bytes: &[u8]) -> io::Result<()> {
     stream.write_all(bytes).await?;
     stream.flush().await
 }
 
-/// Reads until this record has come, whatever comes with it.
+/// Reads until the bytes end with this record.
 pub(crate) async fn until(stream: &mut Box<dyn Stream>, record: &[u8]) {
     let mut bytes = Vec::new();
     while !bytes.ends_with(record) {
@@ -114,18 +115,18 @@ async fn a_raw_peer_exchanges_messages(row: &'static Row) {
         (taken.header().as_ref(), taken.frames()[0].to_vec().unwrap()),
         (&b"hi"[..], b"hello".to_vec())
     );
-    let mut word = [0; 36];
-    in_time("the word", stream.read_exact(&mut word)).await.unwrap();
-    assert_eq!(word[..], packet(&record(3, 0, 0, &1_u32.to_le_bytes()), 0, &[]));
+    let mut ack = [0; 36];
+    in_time("the receipt", stream.read_exact(&mut ack)).await.unwrap();
+    assert_eq!(ack[..], packet(&record(3, 0, 0, &1_u32.to_le_bytes()), 0, &[]));
 
-    // A large one waits for its accept.
+    // A large message waits for its accept.
     send(&mut stream, &packet(&announcement(1, 0, b"large", 16_384, b""), 0, &[])).await.unwrap();
     let incoming = in_time("incoming", connection.incoming()).await.unwrap();
     let answering = async {
         until(&mut stream, &record(2, 0, 1, &[])).await;
-        // In two pieces, a question between them.
+        // Two pieces, with a ping between them.
         send(&mut stream, &packet(&[], 4, &[7; 16_000])).await.unwrap();
-        send(&mut stream, &packet(&record(ASK, 0, 0, &[]), 4, &[8; 384])).await.unwrap();
+        send(&mut stream, &packet(&record(PING, 0, 0, &[]), 4, &[8; 384])).await.unwrap();
     };
     let (taken, ()) = in_time("accept", async { tokio::join!(incoming.accept(), answering) }).await;
     let payload = taken.unwrap().frames()[0].to_vec().unwrap();
@@ -135,17 +136,17 @@ async fn a_raw_peer_exchanges_messages(row: &'static Row) {
     assert_eq!(in_time("the end", connection.recv()).await.unwrap_err().kind(), ErrorKind::Closed);
     let bytes = rest(&mut stream).await;
     let holds = |record: Vec<u8>| bytes.windows(record.len()).any(|window| window == record);
-    assert!(holds(record(ANSWER, 0, 0, &[])), "the question was answered");
-    assert!(holds(record(3, 0, 1, &1_u32.to_le_bytes())), "the second message has its word");
-    assert!(bytes.ends_with(&record(CLOSE, 0, 0, &[])), "the good-bye is the last");
+    assert!(holds(record(PONG, 0, 0, &[])), "the ping was answered");
+    assert!(holds(record(3, 0, 1, &1_u32.to_le_bytes())), "the second message is acknowledged");
+    assert!(bytes.ends_with(&record(CLOSE, 0, 0, &[])), "Close is last");
 }
 
 async fn a_peer_that_proposes_nothing_is_dropped(row: &'static Row) {
     let (_endpoint, listener) = listening(row).await;
-    let mut silent = greeted(&listener, 1).await;
-    let mut undecided = greeted(&listener, 2).await;
+    let mut silent = handshaken(&listener, 1).await;
+    let mut undecided = handshaken(&listener, 2).await;
     send(&mut undecided, &hand(3, b"carrier-pigeon")).await.unwrap();
-    assert_eq!(heard(&mut undecided).await.0, 5, "it is not ready for that");
+    assert_eq!(read_handshake(&mut undecided).await.0, 5, "it is not ready for an unknown backend");
     for stream in [&mut silent, &mut undecided] {
         within(HANDSHAKE_TIME * 2 + Duration::from_secs(1), "the end", rest(stream)).await;
     }
@@ -154,7 +155,7 @@ async fn a_peer_that_proposes_nothing_is_dropped(row: &'static Row) {
 
 async fn a_peer_that_proposes_forever_is_dropped(row: &'static Row) {
     let (_endpoint, listener) = listening(row).await;
-    let mut stream = greeted(&listener, 1).await;
+    let mut stream = handshaken(&listener, 1).await;
     let began = Instant::now();
     let proposing = async {
         loop {
@@ -171,13 +172,13 @@ async fn a_peer_that_proposes_forever_is_dropped(row: &'static Row) {
             stream.read_exact(&mut reason).await.unwrap();
         }
     };
-    within(HANDSHAKE_TIME * 5, "its patience", proposing).await;
+    within(HANDSHAKE_TIME * 5, "the time limit", proposing).await;
     assert!(began.elapsed() >= HANDSHAKE_TIME, "it was dropped after {:?}", began.elapsed());
     assert_open(row, &listener).await;
 }
 
 async fn assert_open(row: &Row, listener: &Listener) {
-    let (a, b) = in_time("a friend", meet(&row.endpoint(), listener)).await;
+    let (a, b) = in_time("a good peer", connect_pair(&row.endpoint(), listener)).await;
     let both = async { tokio::join!(a.deliver(message(1, &[20_000])), b.recv()) };
     let (sent, taken) = in_time("its message", both).await;
     sent.unwrap();
@@ -190,10 +191,10 @@ async fn a_peer_that_falls_silent_is_lost(row: &'static Row) {
     let began = Instant::now();
     let end = within(Duration::from_secs(2), "the end", connection.recv()).await.unwrap_err();
     assert_eq!(end.kind(), ErrorKind::PeerLost, "{end}");
-    assert!(began.elapsed() >= HEARTBEAT * 2, "it was given up after {:?}", began.elapsed());
-    let asked = rest(&mut stream).await;
-    let ask = packet(&record(ASK, 0, 0, &[]), 0, &[]);
-    assert_eq!(asked, [ask.clone(), ask].concat(), "it was asked twice");
+    assert!(began.elapsed() >= HEARTBEAT * 2, "it was lost after {:?}", began.elapsed());
+    let pings = rest(&mut stream).await;
+    let ping = packet(&record(PING, 0, 0, &[]), 0, &[]);
+    assert_eq!(pings, [ping.clone(), ping].concat(), "two pings were sent");
 }
 
 async fn a_peer_that_is_cut_off_is_lost(row: &'static Row) {
@@ -206,7 +207,7 @@ async fn a_peer_that_is_cut_off_is_lost(row: &'static Row) {
         let end = within(Duration::from_secs(1), "the end", connection.recv()).await.unwrap_err();
         assert_eq!(end.kind(), ErrorKind::PeerLost, "after {len} bytes: {end}");
     }
-    // In the middle of an accepted payload: the destination comes back.
+    // During an accepted payload: the destination returns.
     let (mut stream, connection) = connected(&listener, 99).await;
     send(&mut stream, &packet(&announcement(0, 0, b"", 100_000, b""), 0, &[])).await.unwrap();
     let buffer = BufferMut::with_capacity(150_000);
@@ -227,7 +228,7 @@ async fn a_peer_that_is_cut_off_is_lost(row: &'static Row) {
 
 async fn a_malformed_packet_ends_its_own_connection_only(row: &'static Row) {
     let (endpoint, listener) = listening(row).await;
-    let (friend, owner) = in_time("a friend", meet(&endpoint, &listener)).await;
+    let (friend, owner) = in_time("a good peer", connect_pair(&endpoint, &listener)).await;
     let records = |records: &[Vec<u8>]| packet(&records.concat(), 0, &[]);
     let small = |number| announcement(number, EAGER, b"hi", 5, b"hello");
     let endless = [u32::MAX.to_le_bytes(), [0; 4], [0; 4], [0; 4]].concat();
@@ -249,13 +250,13 @@ async fn a_malformed_packet_ends_its_own_connection_only(row: &'static Row) {
         ("an endless header", records(&[record(1, EAGER, 0, &[0xff; 24])])),
         ("a large eager message", records(&[announcement(0, EAGER, b"", 16_384, &[0; 16_384])])),
         ("a small message that waits", records(&[announcement(0, 0, b"", 5, b"")])),
-        ("streaming without being let", records(&[announcement(0, STREAMS, b"", 16_384, b"")])),
+        ("streaming without credit", records(&[announcement(0, STREAMS, b"", 16_384, b"")])),
         ("a frame in an unknown place", records(&[announcement(0, EAGER, b"", 5 | 77 << 48, b"hello")])),
         ("a frame of another length", records(&[announcement(0, EAGER, b"", 6, b"hello")])),
-        ("a word beyond all numbers", records(&[record(3, 0, u64::MAX, &9_u32.to_le_bytes())])),
+        ("an ack beyond all numbers", records(&[record(3, 0, u64::MAX, &9_u32.to_le_bytes())])),
         ("an accept of no message", records(&[record(2, 0, 0, &[])])),
-        ("a word on no message", records(&[record(3, 0, 0, &1_u32.to_le_bytes())])),
-        ("Go for no put", records(&[record(9, 0, 0, &[])])),
+        ("an ack of no message", records(&[record(3, 0, 0, &1_u32.to_le_bytes())])),
+        ("ready-to-receive for no put", records(&[record(9, 0, 0, &[])])),
         ("Done for no request", records(&[record(10, 0, 0, &[])])),
         ("Refused for no request", records(&[record(11, 0, 0, b"no")])),
         ("a large put that goes at once", records(&[record(8, 2, 0, &[0; 32 + 20_000])])),
@@ -264,7 +265,7 @@ async fn a_malformed_packet_ends_its_own_connection_only(row: &'static Row) {
     ];
     for (nonce, (what, bytes)) in breaches.into_iter().enumerate() {
         let (mut stream, connection) = connected(&listener, nonce as u8).await;
-        // It may be gone before it has read everything.
+        // The peer's end may close before it has read everything.
         let _ = send(&mut stream, &bytes).await;
         let end = async {
             loop {
@@ -278,16 +279,16 @@ async fn a_malformed_packet_ends_its_own_connection_only(row: &'static Row) {
         within(Duration::from_secs(1), what, rest(&mut stream)).await;
     }
     let both = async { tokio::join!(friend.deliver(message(1, &[20_000])), owner.recv()) };
-    let (sent, taken) = in_time("the friend's message", both).await;
+    let (sent, taken) = in_time("the good peer's message", both).await;
     sent.unwrap();
     assert_message(&taken.unwrap(), 1, &[20_000]);
-    assert_eq!(endpoint.pool().stats().in_use_bytes, 0, "what was announced before a breach is let go");
+    assert_eq!(endpoint.pool().stats().in_use_bytes, 0, "announced messages are freed");
 }
 
-/// It asks and answers, and takes nothing off the wire: its connection stands still, and nothing else does.
+/// The peer answers pings and reads nothing: its connection blocks, and no other does.
 async fn a_peer_that_reads_nothing_blocks_no_other_peer(row: &'static Row) {
     let (endpoint, listener) = listening(row).await;
-    let (friend, owner) = in_time("a friend", meet(&endpoint, &listener)).await;
+    let (friend, owner) = in_time("a good peer", connect_pair(&endpoint, &listener)).await;
     let (mut stream, connection) = connected(&listener, 1).await;
     let sending = {
         let connection = connection.clone();
@@ -302,15 +303,15 @@ async fn a_peer_that_reads_nothing_blocks_no_other_peer(row: &'static Row) {
     let until = Instant::now() + HEARTBEAT * 8;
     while Instant::now() < until {
         // A sign of life.
-        send(&mut stream, &packet(&record(ANSWER, 0, 0, &[]), 0, &[])).await.unwrap();
+        send(&mut stream, &packet(&record(PONG, 0, 0, &[]), 0, &[])).await.unwrap();
         let both = async { tokio::join!(friend.deliver(message(2, &[100_000])), owner.recv()) };
-        let (sent, taken) = within(Duration::from_secs(1), "the friend's message", both).await;
+        let (sent, taken) = within(Duration::from_secs(1), "the good peer's message", both).await;
         sent.unwrap();
         assert_message(&taken.unwrap(), 2, &[100_000]);
         tokio::time::sleep(HEARTBEAT / 4).await;
     }
-    assert!(!sending.is_finished(), "it is alive, and takes nothing");
-    // Now it says nothing either.
+    assert!(!sending.is_finished(), "the peer is alive, and reads nothing");
+    // Now the peer sends nothing either.
     let end = within(Duration::from_secs(2), "the end", sending).await.unwrap();
     assert_eq!(end.kind(), ErrorKind::PeerLost, "{end}");
 }

@@ -1,4 +1,4 @@
-//! The sender learns what became of its message, and neither end waits for what the other has not decided.
+//! The sender receives each message's outcome, and an undecided message blocks no other.
 
 use std::time::Duration;
 
@@ -40,7 +40,7 @@ async fn a_dropped_incoming_is_rejected_and_the_connection_stays(row: &'static R
     }
 }
 
-/// Sends in the background; the receipt's word comes out.
+/// Sends in the background. The future returns the receipt's outcome.
 fn receipt(from: &Connection, message: Message) -> impl Future<Output = towline::Result<()>> + use<> {
     let from = from.clone();
     let sent = tokio::spawn(async move { from.send(message).await?.delivered().await });
@@ -51,11 +51,11 @@ async fn a_receipt_waits_until_the_message_is_taken(row: &'static Row) {
     let pair = row.pair().await;
     for len in LENS {
         let mut delivered = std::pin::pin!(receipt(&pair.a, message(7, &[len])));
-        pending("the receipt of a message that nobody asked for", delivered.as_mut()).await;
+        pending("the receipt of a message without a receive", delivered.as_mut()).await;
         let incoming = in_time("incoming", pair.b.incoming()).await.unwrap();
         pending("the receipt of an undecided message", delivered.as_mut()).await;
         let taken = in_time("accept", incoming.accept()).await.unwrap();
-        // With nothing else to travel with, and long before a heartbeat.
+        // Without other traffic, and long before a heartbeat.
         within(Duration::from_secs(1), "the receipt", delivered).await.unwrap();
         assert_message(&taken, 7, &[len]);
     }
@@ -72,14 +72,14 @@ async fn receipts_resolve_in_any_order(row: &'static Row) {
     }
     for number in (0..lens.len()).rev() {
         let (Some(incoming), Some(receipt)) = (waiting.pop(), receipts.pop()) else { unreachable!() };
-        let word = if number % 2 == 0 {
+        let outcome = if number % 2 == 0 {
             assert_message(&in_time("accept", incoming.accept()).await.unwrap(), number, &[lens[number]]);
             Ok(())
         } else {
             incoming.reject();
             Err(ErrorKind::Rejected)
         };
-        assert_eq!(in_time("the receipt", receipt).await.map_err(|error| error.kind()), word);
+        assert_eq!(in_time("the receipt", receipt).await.map_err(|error| error.kind()), outcome);
     }
 }
 
@@ -145,7 +145,7 @@ async fn an_undecided_incoming_costs_no_more_with_time(row: &'static Row) {
         usage::trim();
         usage::resident()
     };
-    // As many as follow, so that whatever is kept for the most under way at once is there.
+    // As many messages as follow, so that memory for the most in flight exists.
     traffic(COUNT).await;
     let before = resident();
     traffic(COUNT).await;

@@ -1,5 +1,5 @@
-//! A peer made by hand that shares memory: it goes where peers of one host meet, says and shows what it likes, and writes into
-//! its own segment whatever it likes at any time.
+//! A raw peer that shares memory: it attaches at the local socket, sends any bytes and descriptors, and
+//! writes any bytes into its own segment at any time.
 
 #![expect(unsafe_code, reason = "memory that two ends map is written through raw addresses")]
 
@@ -28,56 +28,56 @@ use towline::{Address, Connection, Endpoint, Listener};
 use crate::backends::Row;
 use crate::encrypted::Stream;
 use crate::polls::in_time;
-use crate::raw_peer::{greet, hand, heard, send};
+use crate::raw_peer::{greet, hand, read_handshake, send};
 
 const MAGIC: [u8; 8] = *b"TOWLSHM\x1a";
 const WORDS_LEN: usize = 56;
 pub(crate) const HELLO_LEN: usize = WORDS_LEN + 32;
-/// Where a ring begins in its segment, and how long this peer's is.
-const BYTES_AT: usize = 4096;
+/// Offset of the ring in its segment, and the length of this peer's ring.
+const RING_AT: usize = 4096;
 pub(crate) const RING_LEN: usize = 64 << 10;
-pub(crate) const SEGMENT_LEN: usize = BYTES_AT + RING_LEN + TABLE_LEN;
-/// The words on loans, behind the ring, and where the other end's begin.
+pub(crate) const SEGMENT_LEN: usize = RING_AT + RING_LEN + TABLE_LEN;
+/// The table of returned leases, behind the ring; and its offset in the other end's segment.
 const TABLE_LEN: usize = 32 << 10;
-pub(crate) const TABLE_AT: usize = BYTES_AT + RING_LEN;
-pub(crate) const THEIR_TABLE_AT: usize = BYTES_AT + (256 << 10);
-/// What a segment says of its end, by where.
+pub(crate) const TABLE_AT: usize = RING_AT + RING_LEN;
+pub(crate) const THEIR_TABLE_AT: usize = RING_AT + (256 << 10);
+/// Offsets of the words in a segment's head.
 pub(crate) const PRODUCED: usize = 0;
 pub(crate) const CONSUMED: usize = 128;
 pub(crate) const ASLEEP: usize = 256;
-/// How long this peer waits for a word at the meeting.
-const PATIENCE: Duration = Duration::from_secs(5);
-/// The most descriptors it shows.
-const SHOWN_MAX: usize = 8;
+/// How long this peer waits at the local socket.
+const WAIT_TIME: Duration = Duration::from_secs(5);
+/// The most descriptors that it sends at once.
+const DESCRIPTORS_MAX: usize = 8;
 
 const READY: u8 = 4;
 const NOT_READY: u8 = 5;
 
-/// An endpoint that takes any backend, and where peers by hand and friends come to it.
+/// Returns an endpoint of all backends, and its listener for raw peers and good peers.
 pub(crate) async fn listening(row: &Row) -> (Endpoint, Listener) {
     let endpoint = row.builder().handshake_time(HANDSHAKE_TIME).build().unwrap();
     let listener = endpoint.listen(&"towline://127.0.0.1:0".parse().unwrap()).await.unwrap();
     (endpoint, listener)
 }
 
-/// Half of it is how long an end waits for the other to come to the meeting.
+/// Half of it is the time limit for the other end to attach.
 pub(crate) const HANDSHAKE_TIME: Duration = Duration::from_secs(1);
 
-/// Where an honest peer of this process gets shared memory, and nothing else.
+/// Returns the address at which a good peer gets shared memory and no other path.
 pub(crate) fn by_shm(listener: &Listener) -> Address {
     let address = listener.address();
     format!("shm://{}:{}", address.host(), address.port()).parse().unwrap()
 }
 
-/// An honest connection: the connecting end, and the accepting one.
-pub(crate) async fn friend(near: &Endpoint, listener: &Listener) -> (Connection, Connection) {
+/// Connects a good peer. Returns the connecting end and the accepting end.
+pub(crate) async fn connect_by_shm(near: &Endpoint, listener: &Listener) -> (Connection, Connection) {
     let address = by_shm(listener);
     let both = async { tokio::join!(near.connect(&address), listener.accept()) };
-    let (a, b) = in_time("a friend", both).await;
+    let (a, b) = in_time("a good peer", both).await;
     (a.unwrap(), b.unwrap())
 }
 
-/// Memory as a segment is, or almost.
+/// A segment, valid or almost valid.
 pub(crate) struct Segment {
     pub(crate) memfd: OwnedFd,
     base: NonNull<u8>,
@@ -88,7 +88,7 @@ pub(crate) struct Segment {
 unsafe impl Send for Segment {}
 
 impl Segment {
-    /// One that is whole and sealed, as it should be.
+    /// Returns a valid segment: filled and sealed.
     pub(crate) fn sealed() -> Self {
         let segment = Self::open(SEGMENT_LEN);
         // Not `fallocate`: pages that were never filled count as holes.
@@ -97,7 +97,7 @@ impl Segment {
         segment
     }
 
-    /// One of `len` bytes without a page or a seal.
+    /// Returns a segment of `len` bytes, without pages and seals.
     pub(crate) fn open(len: usize) -> Self {
         let memfd = memfd_create("by-hand", MemfdFlags::CLOEXEC | MemfdFlags::ALLOW_SEALING).unwrap();
         rustix::fs::ftruncate(&memfd, len as u64).unwrap();
@@ -111,7 +111,7 @@ impl Segment {
         fcntl_add_seals(&self.memfd, seals).unwrap();
     }
 
-    /// One of its aligned words.
+    /// Returns the aligned word at this offset.
     pub(crate) fn word(&self, at: usize) -> &AtomicU64 {
         assert!(at + 8 <= self.len && at.is_multiple_of(8));
         let word = self.base.as_ptr().wrapping_add(at).cast::<u64>();
@@ -122,92 +122,94 @@ impl Segment {
     pub(crate) fn store(&self, at: usize, bytes: &[u8]) {
         assert!(at + bytes.len() <= self.len);
         let to = self.base.as_ptr().wrapping_add(at);
-        // SAFETY: within the mapping (M1), which nobody writes but this peer's one thread (M9), and no part of `bytes`.
+        // SAFETY: within the mapping (M1), which only this peer's one thread writes (M9), and no part of
+        // `bytes`.
         unsafe { to.copy_from_nonoverlapping(bytes.as_ptr(), bytes.len()) }
     }
 }
 
 impl Drop for Segment {
     fn drop(&mut self) {
-        // SAFETY: M1: a whole mapping of this value's own, with nothing borrowed of it any more.
+        // SAFETY: M1: a whole mapping of this value's own, with no borrow left.
         unsafe { munmap(self.base.as_ptr().cast(), self.len) }.unwrap();
     }
 }
 
-/// A peer that has proposed to share memory, and is expected at the meeting.
-pub(crate) struct Visitor {
+/// A peer that has proposed shared memory, and has yet to attach.
+pub(crate) struct AttachingPeer {
     pub(crate) control: Box<dyn Stream>,
     local_socket: Vec<u8>,
     secret: [u8; 32],
 }
 
-/// What it says and shows there.
+/// What it sends to attach.
 pub(crate) struct Hello {
-    /// What it says: magic, version, flags, length of its ring, name of the connection, and where its memory is, which is nowhere.
+    /// Magic, version, flags, length of its ring, name of the connection, and the address of a canary, here
+    /// zero.
     pub(crate) words: [u8; WORDS_LEN],
-    /// Whether that is proven.
-    pub(crate) proven: bool,
-    pub(crate) shown: Vec<OwnedFd>,
+    /// Whether the proof of these bytes is valid.
+    pub(crate) is_proven: bool,
+    pub(crate) descriptors: Vec<OwnedFd>,
 }
 
-impl Visitor {
-    /// Greets, and proposes shared memory, for which the other end is ready.
+impl AttachingPeer {
+    /// Completes the handshake and proposes shared memory, which the other end accepts.
     pub(crate) async fn new(endpoint: &Endpoint, listener: &Listener, nonce: u8) -> Self {
         let local = endpoint.identity();
         let mut identity = [nonce; 56];
         identity[..16].copy_from_slice(&local.host);
         let (mut control, [ours, theirs]) = greet(listener, nonce, &identity, &["shm", "tcp"]).await;
         send(&mut control, &hand(3, b"shm")).await.unwrap();
-        assert_eq!(heard(&mut control).await, (READY, vec![]), "it comes to the meeting");
-        let at = theirs.windows(4).position(|bytes| bytes == b"\x03shm").expect("it offers a meeting");
+        assert_eq!(read_handshake(&mut control).await, (READY, vec![]), "it attaches");
+        let at = theirs.windows(4).position(|bytes| bytes == b"\x03shm").expect("it offers a local socket");
         let secret = Sha256::new().chain_update(b"towline session").chain_update(&ours).chain_update(&theirs);
         Self { control, local_socket: theirs[at + 6..at + 22].to_vec(), secret: secret.finalize().into() }
     }
 
-    /// What an honest peer would say and show, and what it keeps: its segment, and the doorbell pipe of its doorbell.
+    /// Returns a valid hello, and what the peer keeps: its segment, and the write end of its doorbell.
     pub(crate) fn hello(&self) -> (Hello, Segment, OwnedFd) {
         let segment = Segment::sealed();
-        let (heard_at, pipe) = pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK).unwrap();
+        let (read_end, pipe) = pipe_with(PipeFlags::CLOEXEC | PipeFlags::NONBLOCK).unwrap();
         let mut words = [0; WORDS_LEN];
         words[..8].copy_from_slice(&MAGIC);
         words[8] = 1;
         words[12..16].copy_from_slice(&(RING_LEN as u32).to_le_bytes());
         words[16..32].copy_from_slice(&self.mac(b"towline meeting", b"")[..16]);
         let (_, holder) = pipe_with(PipeFlags::CLOEXEC).unwrap();
-        let shown = vec![segment.memfd.try_clone().unwrap(), heard_at, holder];
-        (Hello { words, proven: true, shown }, segment, pipe)
+        let descriptors = vec![segment.memfd.try_clone().unwrap(), read_end, holder];
+        (Hello { words, is_proven: true, descriptors }, segment, pipe)
     }
 
-    /// A socket to the meeting, on which nothing was said.
+    /// Connects to the local socket, and sends nothing.
     pub(crate) fn dial(&self) -> UnixStream {
         let digits: String = self.local_socket.iter().map(|byte| format!("{byte:02x}")).collect();
         let at = SocketAddr::from_abstract_name(format!("towline-{digits}")).unwrap();
         let socket = UnixStream::connect_addr(&at).unwrap();
-        socket.set_read_timeout(Some(PATIENCE)).unwrap();
+        socket.set_read_timeout(Some(WAIT_TIME)).unwrap();
         socket
     }
 
-    /// The bytes of `hello`.
-    pub(crate) fn spelled(&self, hello: &Hello) -> Vec<u8> {
-        let proof = if hello.proven { self.mac(b"towline connector", &hello.words) } else { [7; 32] };
+    /// Returns the bytes of `hello`.
+    pub(crate) fn encode(&self, hello: &Hello) -> Vec<u8> {
+        let proof = if hello.is_proven { self.mac(b"towline connector", &hello.words) } else { [7; 32] };
         [&hello.words[..], &proof].concat()
     }
 
-    /// Goes there and says this; what came back, unless the other end hung up.
-    pub(crate) fn meet(&self, hello: &Hello) -> (UnixStream, Option<Vec<OwnedFd>>) {
+    /// Connects and sends the hello. Returns the descriptors of the other end, unless it closed.
+    pub(crate) fn attach(&self, hello: &Hello) -> (UnixStream, Option<Vec<OwnedFd>>) {
         let socket = self.dial();
-        show(&socket, &self.spelled(hello), &hello.shown);
-        let heard = listen(&socket).ok();
-        (socket, heard)
+        send_with_descriptors(&socket, &self.encode(hello), &hello.descriptors);
+        let received = receive_hello(&socket).ok();
+        (socket, received)
     }
 
-    /// Says that this end is ready; whether the other is too, or why not.
-    pub(crate) async fn conclude(&mut self) -> Result<(), String> {
+    /// Confirms that this end is ready. Returns the other end's reason if it is not.
+    pub(crate) async fn confirm(&mut self) -> Result<(), String> {
         send(&mut self.control, &hand(READY, b"")).await.unwrap();
-        match heard(&mut self.control).await {
+        match read_handshake(&mut self.control).await {
             (READY, _) => Ok(()),
             (NOT_READY, reason) => Err(String::from_utf8(reason).unwrap()),
-            other => panic!("its word is {other:?}"),
+            other => panic!("the answer is {other:?}"),
         }
     }
 
@@ -217,22 +219,22 @@ impl Visitor {
     }
 }
 
-/// Says these bytes and shows these descriptors, as far as the other end still listens.
-pub(crate) fn show(socket: &UnixStream, bytes: &[u8], descriptors: &[OwnedFd]) {
-    let mut space = [MaybeUninit::uninit(); cmsg_space!(ScmRights(SHOWN_MAX))];
+/// Sends bytes and descriptors. Ignores a closed socket.
+pub(crate) fn send_with_descriptors(socket: &UnixStream, bytes: &[u8], descriptors: &[OwnedFd]) {
+    let mut space = [MaybeUninit::uninit(); cmsg_space!(ScmRights(DESCRIPTORS_MAX))];
     let mut control = SendAncillaryBuffer::new(&mut space);
-    let shown: Vec<BorrowedFd<'_>> = descriptors.iter().map(AsFd::as_fd).collect();
-    if !shown.is_empty() {
-        assert!(control.push(SendAncillaryMessage::ScmRights(&shown)));
+    let borrowed: Vec<BorrowedFd<'_>> = descriptors.iter().map(AsFd::as_fd).collect();
+    if !borrowed.is_empty() {
+        assert!(control.push(SendAncillaryMessage::ScmRights(&borrowed)));
     }
     let _ = sendmsg(socket, &[IoSlice::new(bytes)], &mut control, SendFlags::NOSIGNAL);
 }
 
-/// Hears a whole hello: the descriptors that came with it.
-fn listen(socket: &UnixStream) -> io::Result<Vec<OwnedFd>> {
+/// Receives a whole hello. Returns its descriptors.
+fn receive_hello(socket: &UnixStream) -> io::Result<Vec<OwnedFd>> {
     let (mut len, mut descriptors) = (0, Vec::new());
     while len < HELLO_LEN {
-        let mut space = [MaybeUninit::uninit(); cmsg_space!(ScmRights(SHOWN_MAX))];
+        let mut space = [MaybeUninit::uninit(); cmsg_space!(ScmRights(DESCRIPTORS_MAX))];
         let mut control = RecvAncillaryBuffer::new(&mut space);
         let mut bytes = [0; HELLO_LEN];
         let mut room = [IoSliceMut::new(&mut bytes[len..])];
@@ -241,114 +243,114 @@ fn listen(socket: &UnixStream) -> io::Result<Vec<OwnedFd>> {
             received => len += received,
         }
         for message in control.drain() {
-            if let RecvAncillaryMessage::ScmRights(shown) = message {
-                descriptors.extend(shown);
+            if let RecvAncillaryMessage::ScmRights(received) = message {
+                descriptors.extend(received);
             }
         }
     }
     Ok(descriptors)
 }
 
-/// A peer by hand that shares memory with a connection. Dropped, it is dead.
-pub(crate) struct Sharer {
+/// A raw peer that shares memory with a connection. Dropping it is its death.
+pub(crate) struct ShmPeer {
     pub(crate) ours: Segment,
-    /// The other end's segment, where its doorbell is heard, and what a holder of its loans keeps.
+    /// The other end's segment, its doorbell, and the pipe of its lease holders.
     pub(crate) theirs: [OwnedFd; 3],
     pipe: OwnedFd,
     written: u64,
-    /// Where arenas are shown between ends that trust each other.
+    /// Where ends that trust each other export arenas.
     pub(crate) attach: UnixStream,
     _control: Box<dyn Stream>,
 }
 
-impl Sharer {
-    /// One, and the connection it is the peer of.
+impl ShmPeer {
+    /// Attaches with a valid hello. Returns the peer and this end of its connection.
     pub(crate) async fn connected(endpoint: &Endpoint, listener: &Listener, nonce: u8) -> (Self, Connection) {
-        let connected = Self::connected_by(endpoint, listener, nonce, |_| ()).await;
-        connected.expect("what is honest is believed")
+        let connected = Self::connected_with(endpoint, listener, nonce, |_| ()).await;
+        connected.expect("a valid hello is accepted")
     }
 
-    /// The same after a lie, if it is believed.
-    pub(crate) async fn connected_by(
+    /// Attaches with a changed hello. Returns the reason if it is refused.
+    pub(crate) async fn connected_with(
         endpoint: &Endpoint,
         listener: &Listener,
         nonce: u8,
         violation: impl FnOnce(&mut Hello),
     ) -> Result<(Self, Connection), String> {
-        let mut visitor = Visitor::new(endpoint, listener, nonce).await;
-        let (mut hello, ours, pipe) = visitor.hello();
+        let mut attaching = AttachingPeer::new(endpoint, listener, nonce).await;
+        let (mut hello, ours, pipe) = attaching.hello();
         violation(&mut hello);
-        let (attach, shown) = visitor.meet(&hello);
-        visitor.conclude().await?;
-        let theirs = shown.expect("it comes to the meeting").try_into().expect("it shows three");
+        let (attach, received) = attaching.attach(&hello);
+        attaching.confirm().await?;
+        let theirs = received.expect("it attaches").try_into().expect("it sends three descriptors");
         let taken = tokio::time::timeout(HANDSHAKE_TIME, listener.accept()).await;
-        let connection = taken.map_err(|_| "it was not taken in")?.unwrap();
-        let control = visitor.control;
+        let connection = taken.map_err(|_| "the listener did not accept it")?.unwrap();
+        let control = attaching.control;
         Ok((Self { ours, theirs, pipe, written: 0, attach, _control: control }, connection))
     }
 
-    /// The same, which is trusted.
+    /// Attaches as a trusting peer.
     pub(crate) async fn trusted(endpoint: &Endpoint, listener: &Listener, nonce: u8) -> (Self, Connection) {
         let trusting = |hello: &mut Hello| hello.words[10] = 1;
-        Self::connected_by(endpoint, listener, nonce, trusting).await.expect("it is believed")
+        Self::connected_with(endpoint, listener, nonce, trusting).await.expect("it is accepted")
     }
 
-    /// Writes more than its ring has room for, as far as the other end takes it.
-    pub(crate) fn pour(&mut self, bytes: &[u8]) {
+    /// Writes more than its ring holds, as the other end consumes it.
+    pub(crate) fn write_in_parts(&mut self, bytes: &[u8]) {
         for piece in bytes.chunks(RING_LEN / 2) {
-            let limit = Instant::now() + PATIENCE;
-            while self.heard(CONSUMED) + (RING_LEN / 2) as u64 <= self.written && Instant::now() < limit {
+            let limit = Instant::now() + WAIT_TIME;
+            while self.peer_word(CONSUMED) + (RING_LEN / 2) as u64 <= self.written && Instant::now() < limit {
                 std::thread::sleep(Duration::from_micros(100));
             }
             self.write(piece);
         }
     }
 
-    /// Writes into its ring, tells of it and rings.
+    /// Writes into its ring, publishes the bytes, and rings.
     pub(crate) fn write(&mut self, bytes: &[u8]) {
-        self.leave(bytes);
-        self.tell(PRODUCED, self.written);
+        self.write_unannounced(bytes);
+        self.set_word(PRODUCED, self.written);
     }
 
-    /// Writes into its ring and tells nobody.
-    pub(crate) fn leave(&mut self, bytes: &[u8]) {
+    /// Writes into its ring without publishing the bytes.
+    pub(crate) fn write_unannounced(&mut self, bytes: &[u8]) {
         let at = self.written as usize % RING_LEN;
         let (first, second) = bytes.split_at(bytes.len().min(RING_LEN - at));
-        self.ours.store(BYTES_AT + at, first);
-        self.ours.store(BYTES_AT, second);
+        self.ours.store(RING_AT + at, first);
+        self.ours.store(RING_AT, second);
         self.written += bytes.len() as u64;
     }
 
-    /// Says that one of its words is this, and rings.
-    pub(crate) fn tell(&self, word: usize, value: u64) {
+    /// Stores one of its words, and rings.
+    pub(crate) fn set_word(&self, word: usize, value: u64) {
         self.ours.word(word).store(value, Ordering::SeqCst);
         self.ring();
     }
 
     pub(crate) fn ring(&self) {
-        // Full, or nobody there: rung often enough.
+        // A full or closed pipe needs no more rings.
         let _ = rustix::io::write(&self.pipe, &[1]);
     }
 
-    /// What one of its own words says.
-    pub(crate) fn told(&self, word: usize) -> u64 {
+    /// Returns one of its own words.
+    pub(crate) fn own_word(&self, word: usize) -> u64 {
         self.ours.word(word).load(Ordering::SeqCst)
     }
 
-    /// What one of the other end's words says.
-    pub(crate) fn heard(&self, word: usize) -> u64 {
+    /// Returns one of the other end's words.
+    pub(crate) fn peer_word(&self, word: usize) -> u64 {
         let mut bytes = [0; 8];
         pread(&self.theirs[0], &mut bytes, word as u64).unwrap();
         u64::from_le_bytes(bytes)
     }
 
-    /// Says that it has taken everything.
-    pub(crate) fn swallow(&self) {
-        self.tell(CONSUMED, self.heard(PRODUCED));
+    /// Publishes that it has consumed everything.
+    pub(crate) fn consume_all(&self) {
+        self.set_word(CONSUMED, self.peer_word(PRODUCED));
     }
 }
 
-/// Says something at the meeting that is not from a peer of anybody, as far as it is heard.
-pub(crate) fn babble(mut socket: &UnixStream, bytes: &[u8]) {
+/// Sends bytes to the local socket. Ignores a closed socket.
+pub(crate) fn send_bytes(mut socket: &UnixStream, bytes: &[u8]) {
     let _ = socket.write_all(bytes);
 }

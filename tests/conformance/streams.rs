@@ -1,4 +1,5 @@
-//! Several streams of one connection: who gets them, and what becomes of one that is cut, or of an unauthenticated peer that wants to join.
+//! Several streams of one connection: who sets their number, what a cut stream does, and which peers may
+//! join.
 
 use std::time::Duration;
 
@@ -7,11 +8,11 @@ use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use towline::{Address, BufferMut, ErrorKind, Scheme};
 
-use crate::backends::{Row, meet};
+use crate::backends::{Row, connect_pair};
 use crate::content::{assert_message, message};
 use crate::encrypted::{Stream, dial};
 use crate::polls::in_time;
-use crate::raw_peer::{hand, heard, send};
+use crate::raw_peer::{hand, read_handshake, send};
 use crate::suite::cases;
 
 cases! {
@@ -86,11 +87,11 @@ async fn a_peer_that_has_one_stream_is_unsupported(row: &'static Row) {
     let address = Address::new(Scheme::Tcp, "127.0.0.1", old.local_addr().unwrap().port()).unwrap();
     let old = tokio::spawn(async move {
         let mut stream: Box<dyn Stream> = Box::new(old.accept().await.unwrap().0);
-        assert_eq!(heard(&mut stream).await.0, 1, "its Hello");
+        assert_eq!(read_handshake(&mut stream).await.0, 1, "its Hello");
         // One version, no features, a nonce, an identity, no token, one offer.
         let hello = [&[1, 0, 1, 0][..], &[0; 8], &[9; 32], &[8; 56], b"\0\x01\x03tcp\0\0"].concat();
         stream.write_all(&hand(1, &hello)).await.unwrap();
-        assert_eq!(heard(&mut stream).await.0, 2, "its Proof");
+        assert_eq!(read_handshake(&mut stream).await.0, 2, "its Proof");
         stream.write_all(&hand(2, &[0; 32])).await.unwrap();
         assert_eq!(stream.read(&mut [0; 100]).await.unwrap(), 0, "it proposes nothing");
     });
@@ -118,22 +119,22 @@ async fn streams_join_with_one_unauthenticated_peer_at_a_time(row: &'static Row)
 async fn a_join_of_an_unknown_connection_is_refused(row: &'static Row) {
     let (near, far) = (row.endpoint(), row.endpoint());
     let listener = far.listen(&row.address()).await.unwrap();
-    let (a, b) = in_time("a friend", meet(&near, &listener)).await;
+    let (a, b) = in_time("a good peer", connect_pair(&near, &listener)).await;
     for _ in 0..200 {
         let mut stream = dial(&listener).await;
         send(&mut stream, &hand(8, &[7; 49])).await.unwrap();
-        let (kind, body) = heard(&mut stream).await;
+        let (kind, body) = read_handshake(&mut stream).await;
         assert_eq!((kind, body[0]), (6, 1), "refused");
         assert!(String::from_utf8_lossy(&body).contains("no connection waits for this stream"), "{body:?}");
         assert_eq!(in_time("the end", stream.read(&mut [0; 1])).await.unwrap(), 0);
     }
     let both = async { tokio::join!(a.deliver(message(1, &[LARGE_LEN])), b.recv()) };
-    let (sent, taken) = in_time("the friend's message", both).await;
+    let (sent, taken) = in_time("the good peer's message", both).await;
     sent.unwrap();
     assert_message(&taken.unwrap(), 1, &[LARGE_LEN]);
 }
 
-/// Carries each connection made to it on to `to`; ends the one whose number it is told.
+/// Forwards each connection to `to`. Cuts the connection of the number in `cut`.
 async fn proxy(listener: TcpListener, to: (String, u16), cut: watch::Receiver<Option<usize>>) {
     for number in 0.. {
         let (mut near, _) = listener.accept().await.unwrap();
@@ -141,7 +142,7 @@ async fn proxy(listener: TcpListener, to: (String, u16), cut: watch::Receiver<Op
         let mut cut = cut.clone();
         tokio::spawn(async move {
             tokio::select! {
-                // Either end may go first.
+                // Either end may close first.
                 _ = copy_bidirectional(&mut near, &mut far) => {}
                 _ = cut.wait_for(|cut| *cut == Some(number)) => {}
             }
@@ -168,7 +169,7 @@ async fn a_stream_that_is_cut_is_a_lost_peer(row: &'static Row) {
         let (sent, taken) = in_time("a message", both).await;
         sent.unwrap();
         assert_message(&taken.unwrap(), 1, &[LARGE_LEN]);
-        // One that waits for its accept has its memory back too.
+        // A send that waits for its accept gets its memory back too.
         let waiting = a.send(message(2, &[LARGE_LEN]));
         let cutting = async {
             b.incoming().await.unwrap();

@@ -1,4 +1,4 @@
-//! Operations that cannot end by themselves, for cases that end them.
+//! Operations that cannot complete, for cases that end them.
 
 use std::ptr;
 use std::time::Duration;
@@ -11,7 +11,8 @@ use crate::polls::{in_time, within};
 
 type Sent = Result<Receipt, Failed<Message>>;
 
-/// Operations of every kind that cannot end while the peer takes nothing, as tasks with their memory's addresses.
+/// Operations of every kind that cannot complete while the peer receives nothing: tasks, with their memory's
+/// addresses.
 pub(crate) struct Stuck {
     sends: Vec<(*const u8, JoinHandle<Sent>)>,
     recv: JoinHandle<towline::Result<Message>>,
@@ -19,7 +20,7 @@ pub(crate) struct Stuck {
 }
 
 impl Stuck {
-    /// Fills all credit and then some.
+    /// Sends until all credit is used, and more.
     pub(crate) async fn on(connection: &Connection) -> Self {
         let receipt = in_time("a first message", connection.send(message(0, &[10]))).await.unwrap();
         let small = message(1, &[10]);
@@ -40,11 +41,11 @@ impl Stuck {
         let connection = connection.clone();
         let recv = tokio::spawn(async move { connection.recv().await });
         tokio::time::sleep(Duration::from_millis(50)).await;
-        assert!(sends.iter().all(|(_, send)| !send.is_finished()), "the peer takes nothing");
+        assert!(sends.iter().all(|(_, send)| !send.is_finished()), "the peer receives nothing");
         Self { sends, recv, receipt: Some(receipt) }
     }
 
-    /// All of it ends in that time with one of these kinds, memory returned.
+    /// Asserts that all operations end within `limit` with one of these kinds, and return their memory.
     pub(crate) async fn assert_ended(mut self, limit: Duration, kinds: &[ErrorKind]) {
         let fits = |error: &Error| assert!(kinds.contains(&error.kind()), "{error} is none of {kinds:?}");
         for (start, send) in self.sends {
@@ -52,8 +53,8 @@ impl Stuck {
             fits(&failed.error);
             let frame = failed.returned.into_parts().1.remove(0);
             if !start.is_null() {
-                assert_eq!(frame.as_ptr(), start, "the same memory comes back");
-                assert!(frame.try_into_mut().is_ok(), "and nobody else holds it");
+                assert_eq!(frame.as_ptr(), start, "the same memory returns");
+                assert!(frame.try_into_mut().is_ok(), "no other handle holds it");
             }
         }
         fits(&within(limit, "recv", self.recv).await.unwrap().unwrap_err());

@@ -1,4 +1,4 @@
-//! What a case is, and how it runs: in a process of its own, with a time limit.
+//! The cases, and how each runs: in a process of its own, with a time limit.
 
 use std::fs::File;
 use std::future::Future;
@@ -28,7 +28,7 @@ const HANG_TIME: Duration = Duration::from_secs(10);
 /// Cases that run at once on each core by default. Most cases wait most of the time.
 const CASES_PER_CORE: usize = 4;
 
-/// A claim about a backend.
+/// A claim about every backend that has the capabilities.
 #[derive(Clone, Copy)]
 pub(crate) struct Case {
     pub(crate) claims: &'static Claims,
@@ -37,7 +37,7 @@ pub(crate) struct Case {
     pub(crate) run: CaseFn,
 }
 
-/// Claims of one file that make sense for the same backends.
+/// Claims of one file that apply to the same backends.
 pub(crate) struct Claims {
     pub(crate) module: &'static str,
     pub(crate) needs: Caps,
@@ -67,7 +67,7 @@ pub(crate) struct Slots {
 /// Starts a case on a row.
 pub(crate) type CaseFn = fn(&'static Row) -> Run;
 
-/// A case under way.
+/// A case in progress.
 pub(crate) type Run = Pin<Box<dyn Future<Output = ()>>>;
 
 /// A feature that a machine may lack.
@@ -228,7 +228,7 @@ pub(crate) fn run_here(row: &'static Row, case: Case) {
 }
 
 /// Runs a case in a process of its own.
-pub(crate) fn run_apart(row: &'static Row, case: Case) -> Result<(), Failed> {
+pub(crate) fn run_in_child(row: &'static Row, case: Case) -> Result<(), Failed> {
     let name = case.full_name(row);
     let mut output = File::from(memfd_create("output", MemfdFlags::CLOEXEC).map_err(std::io::Error::from)?);
     let mut child = Command::new(std::env::current_exe()?)

@@ -1,5 +1,5 @@
-//! A backend for one purpose: whatever it does, it does on a thread of its own, a little later. What passes here does not
-//! depend on operations that end while they are submitted, or on the thread of whoever polls.
+//! A backend that works on a thread of its own, with delays. It shows that no caller depends on operations
+//! that complete during their submission, or on the polling thread.
 
 use std::collections::{HashMap, VecDeque};
 use std::sync::atomic::{AtomicU64, Ordering::Relaxed};
@@ -15,15 +15,15 @@ use towline::backend::{
 use towline::environment::Environment;
 use towline::{Address, Buffer, BufferMut, Caps, EAGER_LEN_MAX, Error, ErrorKind, Message, Result};
 
-/// It calls itself `mem`, whose scheme and reach it has.
+/// It has the name `mem`, for the scheme and the reach of mem.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Threaded;
 
 const CAPS: Caps = Caps::FLOW_CONTROL;
-/// Messages that may be announced and not acknowledged.
+/// Messages announced and not acknowledged, at most.
 const WINDOW: usize = 64;
 
-/// The other ends of links that only one end has opened, by both offers.
+/// Threads of links that only one end has opened, by both ends' offers.
 static WAITING: LazyLock<Mutex<HashMap<Vec<u8>, mpsc::Sender<Command>>>> = LazyLock::new(Mutex::default);
 
 impl Threaded {
@@ -75,15 +75,15 @@ fn open(context: &LinkContext) -> Result<Opened> {
     };
     let stalls = Arc::new(AtomicU64::new(0));
     let link = ThreadedLink { side, name, commands, stalls: stalls.clone() };
-    link.tell(Command::Attach(side, context.inbox.clone(), stalls));
+    link.send(Command::Attach(side, context.inbox.clone(), stalls));
     Ok(Opened::new(Arc::new(link)))
 }
 
-/// One end: all it does is pass the work on.
+/// One end of a link. It passes all work to the thread.
 #[derive(Debug)]
 struct ThreadedLink {
     side: usize,
-    /// What the other end would find it by.
+    /// The key of the link in [`WAITING`].
     name: Vec<u8>,
     commands: mpsc::Sender<Command>,
     stalls: Arc<AtomicU64>,
@@ -97,7 +97,7 @@ enum Command {
 }
 
 impl ThreadedLink {
-    fn tell(&self, command: Command) {
+    fn send(&self, command: Command) {
         if let Err(SendError(Command::Submit(_, op))) = self.commands.send(command) {
             op.fail(Error::new(ErrorKind::Closed, "the pair's thread ended"));
         }
@@ -110,11 +110,11 @@ impl Link for ThreadedLink {
     }
 
     fn submit(&self, op: Op) {
-        self.tell(Command::Submit(self.side, op));
+        self.send(Command::Submit(self.side, op));
     }
 
     fn end(&self, why: Error) {
-        self.tell(Command::End(self.side, why));
+        self.send(Command::End(self.side, why));
     }
 
     fn stats(&self) -> LinkStats {
@@ -129,14 +129,14 @@ impl Drop for ThreadedLink {
     }
 }
 
-/// What one end has given, as the pair's thread knows it.
+/// State of one end, as the link's thread sees it.
 #[derive(Default)]
 struct End {
     inbox: Option<Arc<Inbox>>,
-    /// Announced before the end was there.
-    early: Vec<Announced>,
+    /// Announced before the end was attached.
+    unannounced: Vec<Announced>,
     queued: VecDeque<(Operation<Message>, Done<Delivery>, bool)>,
-    /// Announced to the other end, by number: the large ones' memory, and where the word on them goes.
+    /// Announced and not acknowledged, by number: the memory of a large message, and its receipt.
     unacked: HashMap<u64, (Option<Operation<Message>>, Done<Delivery>)>,
     next_id: u64,
     closing: Vec<Done<()>>,
@@ -144,12 +144,12 @@ struct End {
     stalls: Arc<AtomicU64>,
 }
 
-/// The pair's thread; it ends with the last of the two links.
+/// The link's thread. It ends with the last of the two ends.
 fn serve(commands: mpsc::Receiver<Command>) {
     let mut ends = [End::default(), End::default()];
     let mut delays = Delays(0x2545_f491_4f6c_dd1d);
     for command in commands {
-        delays.now_and_then();
+        delays.maybe_sleep();
         match command {
             Command::Attach(side, inbox, stalls) => {
                 attach(&mut ends[side], inbox);
@@ -172,7 +172,7 @@ fn serve(commands: mpsc::Receiver<Command>) {
 }
 
 fn attach(end: &mut End, inbox: Arc<Inbox>) {
-    for announced in end.early.drain(..) {
+    for announced in end.unannounced.drain(..) {
         inbox.announce(announced);
     }
     if let Some(why) = &end.ended {
@@ -202,7 +202,7 @@ fn perform(ends: &mut [End; 2], side: usize, op: Op) {
     }
 }
 
-/// Announces what there is credit for: a small message with its payload, a large one without.
+/// Announces messages while there is credit: a small one with its payload, a large one without.
 fn announce(ends: &mut [End; 2], side: usize) {
     let [first, second] = ends;
     let (mine, theirs) = if side == 0 { (first, second) } else { (second, first) };
@@ -222,7 +222,7 @@ fn announce(ends: &mut [End; 2], side: usize) {
         let announced = Announced { id, header, frames: table, arrival, ack_now };
         match &theirs.inbox {
             Some(inbox) => inbox.announce(announced),
-            None => theirs.early.push(announced),
+            None => theirs.unannounced.push(announced),
         }
     }
 }
@@ -258,7 +258,7 @@ fn release(message: Option<Operation<Message>>) {
     }
 }
 
-/// Ends the pair in good order once everything before a close has left.
+/// Closes the link once all messages before the close have left.
 fn close(ends: &mut [End; 2], side: usize) {
     let in_memory = |end: &End| end.unacked.values().any(|(message, _)| message.is_some());
     if ends[side].queued.is_empty() && !in_memory(&ends[side]) && !ends[side].closing.is_empty() {
@@ -296,11 +296,11 @@ fn end(ends: &mut [End; 2], side: usize, mine: Error, theirs: Error) {
     }
 }
 
-/// Every eighth command has to wait for up to 0.3 ms, always the same ones.
+/// Every eighth command is delayed by up to 0.3 ms, in the same sequence each time.
 struct Delays(u64);
 
 impl Delays {
-    fn now_and_then(&mut self) {
+    fn maybe_sleep(&mut self) {
         self.0 ^= self.0 << 13;
         self.0 ^= self.0 >> 7;
         self.0 ^= self.0 << 17;

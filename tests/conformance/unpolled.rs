@@ -1,7 +1,7 @@
-//! A future that was begun and is polled no more, as `select!` loops leave them: nobody else waits for it.
+//! A future that was polled and then left, as in `select!` loops, delays no other call.
 //!
-//! It may have been left at any moment: while it was spinning, asleep, or woken. Whoever else uses its connection, in its task
-//! or elsewhere, gets what it wants within a millisecond, where the driver's look at all links would take 25 to 50.
+//! It may be left at any moment: while it spins, sleeps, or was woken. Other calls on its connection, in its
+//! task or another, complete within a millisecond. The driver's sweep of all links would take 25 to 50 ms.
 
 use std::future::Future;
 use std::pin::Pin;
@@ -32,9 +32,9 @@ cases! {
 
 type Recv = Pin<Box<dyn Future<Output = towline::Result<Message>> + Send>>;
 
-/// Calls of which a quarter is as fast as is told, however busy the machine is.
+/// Calls whose quarter counts, so that a busy machine does not matter.
 const CALLS: usize = 16;
-/// More than a delay that is noticed takes, and less than one that only the driver's look ends.
+/// Longer than a scheduling delay, and shorter than a wait for the driver's sweep.
 const DELAY_MAX: Duration = Duration::from_millis(12);
 
 fn recv_of(connection: &Connection) -> Recv {
@@ -42,8 +42,8 @@ fn recv_of(connection: &Connection) -> Recv {
     Box::pin(async move { connection.recv().await })
 }
 
-/// Takes what comes and lets it go, until the connection ends.
-fn taking(connection: &Connection) -> tokio::task::JoinHandle<ErrorKind> {
+/// Receives and drops messages until the connection ends.
+fn receive_all(connection: &Connection) -> tokio::task::JoinHandle<ErrorKind> {
     let connection = connection.clone();
     tokio::spawn(async move {
         loop {
@@ -54,7 +54,7 @@ fn taking(connection: &Connection) -> tokio::task::JoinHandle<ErrorKind> {
     })
 }
 
-/// What a quarter of `CALLS` calls do not take longer than.
+/// Returns the time that a quarter of `CALLS` calls do not exceed.
 async fn quarter(mut call: impl AsyncFnMut()) -> Duration {
     let mut took = Vec::new();
     for _ in 0..CALLS {
@@ -75,65 +75,65 @@ async fn deliveries(connection: &Connection) -> Duration {
 }
 
 #[track_caller]
-fn assert_ack_now(took: Duration, alone: Duration, what: &str) {
-    // A machine that is busy is so with and without the future.
+fn assert_prompt(took: Duration, alone: Duration, what: &str) {
+    // A busy machine is as busy without the future.
     let limit = DELAY_MAX + alone * 3;
     assert!(took < limit, "{took:?} a call {what}, {alone:?} without");
 }
 
-/// What was left is taken up again, and gets what comes.
-async fn assert_well(recv: Recv, pair: &Pair) {
+/// Polls the future again: it gets the next message.
+async fn assert_receives(recv: Recv, pair: &Pair) {
     let both = async { tokio::join!(recv, pair.b.send(message(7, &[30]))) };
-    let (taken, sent) = in_time("what was left", both).await;
+    let (taken, sent) = in_time("the future that was left", both).await;
     sent.unwrap();
     assert_message(&taken.unwrap(), 7, &[30]);
 }
 
 async fn a_pinned_recv_delays_no_call_of_its_own_task(row: &'static Row) {
     let pair = row.pair().await;
-    let taker = taking(&pair.b);
+    let receiver = receive_all(&pair.b);
     let alone = deliveries(&pair.a).await;
-    // As in a server that reads, and answers what comes from elsewhere.
+    // As in a server that reads a connection, and sends answers from elsewhere.
     let mut recv = recv_of(&pair.a);
     for pause in [Duration::ZERO, Duration::from_millis(2)] {
         let took = quarter(async || {
             tokio::select! {
                 biased;
-                _ = &mut recv => panic!("nobody sent anything"),
+                _ = &mut recv => panic!("no message was sent"),
                 () = tokio::time::sleep(pause) => {}
             }
             pair.a.deliver(message(1, &[100])).await.unwrap();
             pair.a.deliver(message(2, &[20_000])).await.unwrap();
         })
         .await;
-        assert_ack_now(took, alone, "of the task that left it");
+        assert_prompt(took, alone, "of the task that left it");
     }
-    assert_well(recv, &pair).await;
+    assert_receives(recv, &pair).await;
     in_time("close", pair.a.close()).await.unwrap();
-    assert_eq!(in_time("the taker", taker).await.unwrap(), ErrorKind::Closed);
+    assert_eq!(in_time("the receiver", receiver).await.unwrap(), ErrorKind::Closed);
 }
 
 async fn a_recv_left_at_any_moment_delays_no_other_task(row: &'static Row) {
     let pair = row.pair().await;
-    let _taker = taking(&pair.b);
+    let _taker = receive_all(&pair.b);
     let alone = deliveries(&pair.a).await;
     for polls in 1..=6 {
         let mut recv = recv_of(&pair.a);
-        assert!(polled(Pin::new(&mut recv), polls).await.is_none(), "nobody sent anything");
+        assert!(polled(Pin::new(&mut recv), polls).await.is_none(), "no message was sent");
         let took = deliveries(&pair.a).await;
-        assert_ack_now(took, alone, &format!("beside one that was polled {polls} times"));
+        assert_prompt(took, alone, &format!("with one polled {polls} times"));
         let a = pair.a.clone();
         let elsewhere =
-            in_time("a thread without tokio", without_tokio(move || block_on(deliveries_by_hand(&a))));
-        assert_ack_now(elsewhere.await, alone, "of a thread without tokio");
+            in_time("a thread without tokio", without_tokio(move || block_on(deliveries_without_timer(&a))));
+        assert_prompt(elsewhere.await, alone, "of a thread without tokio");
         let took = deliveries(&pair.a).await;
-        assert_ack_now(took, alone, "afterwards");
+        assert_prompt(took, alone, "afterwards");
         drop(recv);
     }
 }
 
-/// The same where there is no timer.
-async fn deliveries_by_hand(connection: &Connection) -> Duration {
+/// Measures deliveries without a timer.
+async fn deliveries_without_timer(connection: &Connection) -> Duration {
     let mut took = Vec::new();
     for _ in 0..CALLS {
         let begin = Instant::now();
@@ -145,17 +145,17 @@ async fn deliveries_by_hand(connection: &Connection) -> Duration {
 
 async fn a_recv_that_was_woken_and_is_not_polled_delays_no_other_task(row: &'static Row) {
     let pair = row.pair().await;
-    let _taker = taking(&pair.b);
+    let _taker = receive_all(&pair.b);
     let alone = deliveries(&pair.a).await;
     let mut took = Vec::new();
     for _ in 0..CALLS {
         let (mut recv, (leave, left)) = (recv_of(&pair.a), tokio::sync::oneshot::channel());
-        // It falls asleep in its task, which then waits for something else; whatever comes wakes that task in vain.
+        // It sleeps in its task, which then waits for something else: its wakeups have no effect.
         let task = tokio::spawn(async move {
             tokio::select! {
                 biased;
                 () = tokio::time::sleep(Duration::from_millis(1)) => {}
-                _ = &mut recv => panic!("nobody sent anything"),
+                _ = &mut recv => panic!("no message was sent"),
             }
             left.await.unwrap();
             drop(recv);
@@ -167,15 +167,15 @@ async fn a_recv_that_was_woken_and_is_not_polled_delays_no_other_task(row: &'sta
         leave.send(()).unwrap();
         in_time("the task", task).await.unwrap();
     }
-    assert_ack_now(quarter_of(took), alone, "beside one that sleeps unpolled");
+    assert_prompt(quarter_of(took), alone, "with one asleep and unpolled");
 }
 
 async fn a_recv_of_a_stopped_runtime_delays_no_other_task(row: &'static Row) {
     let pair = row.pair().await;
-    let _taker = taking(&pair.b);
+    let _taker = receive_all(&pair.b);
     let alone = deliveries(&pair.a).await;
     let a = pair.a.clone();
-    // Asleep on a reactor that does not turn any more.
+    // It sleeps on a reactor that no thread drives any more.
     let (runtime, recv) = without_tokio(move || {
         let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
         let mut recv = recv_of(&a);
@@ -186,55 +186,55 @@ async fn a_recv_of_a_stopped_runtime_delays_no_other_task(row: &'static Row) {
     })
     .await;
     let took = deliveries(&pair.a).await;
-    assert_ack_now(took, alone, "beside one whose runtime stands still");
-    assert_well(recv, &pair).await;
+    assert_prompt(took, alone, "with one of a stopped runtime");
+    assert_receives(recv, &pair).await;
     thread::spawn(move || drop(runtime)).join().unwrap();
 }
 
 async fn several_unpolled_recvs_delay_no_other_task(row: &'static Row) {
     let pair = row.pair().await;
-    let _taker = taking(&pair.b);
+    let _taker = receive_all(&pair.b);
     let alone = deliveries(&pair.a).await;
     let mut left: Vec<_> = (0..4).map(|_| recv_of(&pair.a)).collect();
     for (at, recv) in left.iter_mut().enumerate() {
-        // Each wakes nobody; the first of them has the turn, and hands it to the next when it is dropped.
+        // No waker is woken. The first holds the poll lock, and passes it on when it is dropped.
         assert!(recv.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending());
         let took = deliveries(&pair.a).await;
-        assert_ack_now(took, alone, &format!("beside {} unpolled", at + 1));
+        assert_prompt(took, alone, &format!("with {} unpolled", at + 1));
     }
     while !left.is_empty() {
         drop(left.remove(0));
         let both = async { tokio::join!(deliveries(&pair.a), deliveries(&pair.a)) };
         let (one, other) = both.await;
-        assert_ack_now(one.min(other), alone, &format!("beside {} unpolled", left.len()));
+        assert_prompt(one.min(other), alone, &format!("with {} unpolled", left.len()));
     }
 }
 
 async fn a_reader_that_is_polled_delays_no_other_task(row: &'static Row) {
     let pair = row.pair().await;
-    let _taker = taking(&pair.b);
+    let _taker = receive_all(&pair.b);
     let alone = deliveries(&pair.a).await;
     let a = pair.a.clone();
     let _reader = tokio::spawn(async move { a.recv().await });
-    // It sleeps and wakes beside them, and so at any moment of theirs.
+    // It sleeps and wakes at any moment of the deliveries.
     let begin = Instant::now();
     while begin.elapsed() < Duration::from_secs(1) {
         in_time("a delivery", pair.a.deliver(message(1, &[100]))).await.unwrap();
     }
-    assert_ack_now(deliveries(&pair.a).await, alone, "beside a reader");
+    assert_prompt(deliveries(&pair.a).await, alone, "with a reader");
 }
 
 async fn a_large_send_continues_despite_an_unpolled_recv(row: &'static Row) {
     const LEN: usize = 12 << 20;
     let pair = row.pair().await;
-    let _taker = taking(&pair.b);
+    let _taker = receive_all(&pair.b);
     let large = Message::new("").with_frame(Buffer::from(vec![1; LEN]));
     let alone = quarter(async || pair.a.deliver(large.clone()).await.unwrap()).await;
     let mut recv = recv_of(&pair.a);
-    assert!(polled(Pin::new(&mut recv), 2).await.is_none(), "nobody sent anything");
+    assert!(polled(Pin::new(&mut recv), 2).await.is_none(), "no message was sent");
     let took = quarter(async || pair.a.deliver(large.clone()).await.unwrap()).await;
-    assert_ack_now(took, alone, "of 12 MiB");
-    assert_well(recv, &pair).await;
+    assert_prompt(took, alone, "of 12 MiB");
+    assert_receives(recv, &pair).await;
 }
 
 async fn a_pinned_recv_delays_no_get_or_put(row: &'static Row) {
@@ -248,12 +248,12 @@ async fn a_pinned_recv_delays_no_get_or_put(row: &'static Row) {
         let got = pair.a.get(&from, 0, BufferMut::with_capacity(LEN)).await.unwrap();
         pair.a.put(&to, 0, got.freeze()).await.unwrap();
     };
-    // The owner has a task that waits, so that it serves at once.
-    let _taker = taking(&pair.b);
+    // A task of the owner waits, so that it serves at once.
+    let _taker = receive_all(&pair.b);
     let alone = quarter(both).await;
     let mut recv = recv_of(&pair.a);
-    assert!(polled(Pin::new(&mut recv), 3).await.is_none(), "nobody sent anything");
+    assert!(polled(Pin::new(&mut recv), 3).await.is_none(), "no message was sent");
     let took = quarter(both).await;
-    assert_ack_now(took, alone, "of a get and a put");
+    assert_prompt(took, alone, "of a get and a put");
     drop(recv);
 }

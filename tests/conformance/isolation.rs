@@ -28,10 +28,10 @@ async fn peers_in_other_process_and_mount_namespaces_share_memory(row: &'static 
         let (server, address) = Peer::listening("serve", row, server_home, row.address).await;
         let mut client = Peer::start("choose", row, client_home, &address.to_string());
         assert_eq!(client.line().await.split(':').next(), Some("shm"), "{server_home:?} {client_home:?}");
-        assert_eq!(client.line().await, "well");
+        assert_eq!(client.line().await, "ready");
         client.assert_done().await;
-        let mut client = Peer::start("converse", row, client_home, &address.to_string());
-        assert_eq!(client.line().await, "well");
+        let mut client = Peer::start("exchange", row, client_home, &address.to_string());
+        assert_eq!(client.line().await, "ready");
         server.signal(Signal::KILL);
         assert_eq!(client.line().await, "PeerLost PeerLost");
         client.assert_done().await;
@@ -46,7 +46,7 @@ async fn peers_in_other_network_namespaces_use_another_path(row: &'static Row) {
     let mut client = Peer::start("choose", row, right, &address.to_string());
     let line = client.line().await;
     assert!(line.starts_with("tcp: ") && line.contains(NOT_FOUND), "{line}");
-    assert_eq!(client.line().await, "well");
+    assert_eq!(client.line().await, "ready");
     client.assert_done().await;
 
     let by_shm: Address = format!("shm://{}:{}", address.host(), address.port()).parse().unwrap();
@@ -58,11 +58,11 @@ async fn peers_in_other_network_namespaces_use_another_path(row: &'static Row) {
     // Two peers on the left still use shared memory.
     let mut client = Peer::start("choose", row, left, &address.to_string());
     assert!(client.line().await.starts_with("shm: "), "both are in one network namespace");
-    assert_eq!(client.line().await, "well");
+    assert_eq!(client.line().await, "ready");
 }
 
 async fn a_process_without_proc_uses_another_path(row: &'static Row) {
-    for (server_home, client_home, who) in [
+    for (server_home, client_home, end) in [
         (Home::Here, Home::WithoutProc, "this process"),
         (Home::WithoutProc, Home::Here, "the peer"),
         (Home::WithoutProc, Home::WithoutProc, "this process"),
@@ -70,9 +70,9 @@ async fn a_process_without_proc_uses_another_path(row: &'static Row) {
         let (_server, address) = Peer::listening("serve", row, server_home, "towline://127.0.0.1:0").await;
         let mut client = Peer::start("choose", row, client_home, &address.to_string());
         let line = client.line().await;
-        assert!(line.starts_with(&format!("tcp: {who} does not know which host it is on")), "{line}");
+        assert!(line.starts_with(&format!("tcp: {end} does not know which host it is on")), "{line}");
         assert!(line.contains("mount /proc"), "{line}");
-        assert_eq!(client.line().await, "well");
+        assert_eq!(client.line().await, "ready");
         client.assert_done().await;
     }
 }
@@ -88,7 +88,7 @@ async fn another_user_connects_or_gets_the_reason(row: &'static Row) {
         let line = client.line().await;
         println!("{server_home:?} to {client_home:?}: {line}");
         if line.starts_with("shm: ") {
-            assert_eq!(client.line().await, "well");
+            assert_eq!(client.line().await, "ready");
         } else {
             assert!(line.starts_with("Unavailable: shm: "), "{line}");
         }

@@ -1,4 +1,4 @@
-//! A message lands where its receiver says, and stays takeable when the receiver says something impossible.
+//! A message arrives in the destinations that its receiver names, and stays receivable after invalid ones.
 
 use towline::{BufferMut, Destination, ErrorKind, Place, Pool};
 use towline_tests::scarce::Scarce;
@@ -20,7 +20,7 @@ cases! {
         a_message_larger_than_the_pool_arrives;
 }
 
-/// Below the threshold that makes a message wait for its destinations, and above.
+/// Below and above the threshold of messages that wait for an accept.
 const LENS: [usize; 2] = [700, 70_000];
 
 async fn each_frame_arrives_in_its_destination(row: &'static Row) {
@@ -50,7 +50,7 @@ async fn each_frame_arrives_in_its_destination(row: &'static Row) {
         assert!(own.stats().in_use_bytes >= len, "the second frame is in the pool that was named");
         assert!(taken.frames()[3].is_empty());
     }
-    assert_eq!(own.stats().in_use_bytes, 0, "and leaves it when it drops");
+    assert_eq!(own.stats().in_use_bytes, 0, "and returns when it drops");
 }
 
 async fn frames_may_be_discarded(row: &'static Row) {
@@ -99,7 +99,7 @@ async fn invalid_destinations_are_returned(row: &'static Row) {
             assert_eq!(failed.error.kind(), ErrorKind::Invalid, "{}", failed.error);
             let returned = failed.returned.iter().map(|destination| match destination {
                 Destination::Buffer(buffer) => buffer.as_ptr(),
-                other => panic!("{other:?} came back"),
+                other => panic!("{other:?} returned"),
             });
             assert_eq!(returned.collect::<Vec<_>>(), starts);
         }
@@ -141,7 +141,7 @@ async fn a_message_stays_after_a_buffer_too_small_for_it(row: &'static Row) {
             assert_eq!(failed.error.kind(), ErrorKind::TooLarge, "{}", failed.error);
             assert!(failed.error.to_string().contains(&len.to_string()), "{}", failed.error);
             assert_eq!((failed.returned.as_ptr(), failed.returned.capacity()), (start, len - 1));
-            // Whichever way it is asked for next.
+            // Any receive call gets it next.
             pair.b.incoming().await.unwrap().accept().await.unwrap()
         };
         let sending = pair.a.deliver(message(4, &[len]));
@@ -158,7 +158,7 @@ async fn a_message_without_memory_is_rejected_or_stays(row: &'static Row) {
         let taking = async {
             match turn % 3 {
                 0 => match pair.b.recv().await {
-                    // It stays, to be landed elsewhere.
+                    // The message stays, for another destination.
                     Err(error) if error.kind() == ErrorKind::TooLarge => {
                         let incoming = pair.b.incoming().await.unwrap();
                         let destination = Destination::Buffer(BufferMut::with_capacity(LARGE));
@@ -175,8 +175,8 @@ async fn a_message_without_memory_is_rejected_or_stays(row: &'static Row) {
             }
         };
         let sending = pair.a.deliver(message(turn, &[LARGE, 10]));
-        let (sent, taken) = in_time("the word", async { tokio::join!(sending, taking) }).await;
-        // A backend that needs none is as good.
+        let (sent, taken) = in_time("the receipt", async { tokio::join!(sending, taking) }).await;
+        // A backend that needs no pool memory delivers it.
         match (sent, taken) {
             (Ok(()), Ok(taken)) => assert_eq!(taken.frames().len(), 2),
             (Err(rejected), Err(error)) => {
@@ -198,7 +198,7 @@ async fn pool_memory_returns_with_the_last_frame(row: &'static Row) {
     for (number, len) in [100, 5000, 20_000, 300_000].into_iter().enumerate() {
         let (sent, taken) = tokio::join!(pair.a.deliver(message(number, &[len, len])), pair.b.recv());
         sent.unwrap();
-        // The message goes, one frame's middle stays.
+        // The message is dropped, and the middle of one frame is kept.
         kept.push((number, len, taken.unwrap().frames()[1].slice(1..len - 1)));
     }
     for (number, len, frame) in &kept {
