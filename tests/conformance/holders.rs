@@ -39,7 +39,7 @@ async fn send_until_lost(connection: &Connection, arena: &Arena, seed: usize) ->
             return failed.error;
         }
     }
-    unreachable!("nobody pours for ever")
+    unreachable!("the peer is killed")
 }
 
 /// Receives messages and holds some, by a seed. Returns the frames held at the end, by their numbers, and the
