@@ -1,5 +1,7 @@
 //! Peers in other processes that die, stop or exit.
 
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use rustix::process::Signal;
@@ -9,7 +11,7 @@ use towline::{BufferMut, Caps, Connection, Destination, ErrorKind, Message, Remo
 use crate::backends::Row;
 use crate::content::{assert_bytes, assert_message, bytes, message};
 use crate::peer::{CLOSE, ECHO, EXIT, EXPOSE, EXPOSED_LEN, HEARTBEAT, Home, IGNORE, LIMITED_LEN, Peer, echo};
-use crate::polls::{in_time, within};
+use crate::polls::{eventually, in_time, within};
 use crate::stuck::Stuck;
 use crate::suite::cases;
 
@@ -67,31 +69,34 @@ async fn assert_lost(row: &Row, limit: Duration, end: impl AsyncFn(&Peer)) {
     echo(&connection, 100).await;
     echo(&other, 100).await;
 
-    let mut gets = JoinSet::new();
-    if row.caps.contains(Caps::ONE_SIDED) {
-        let region = expose(&connection).await;
+    let region = if row.caps.contains(Caps::ONE_SIDED) { Some(expose(&connection).await) } else { None };
+    in_time("the last message", connection.deliver(Message::new(IGNORE))).await.unwrap();
+    let stuck = Stuck::on(&connection).await;
+    // Gets would delay the messages above, so they start here.
+    let (mut gets, done) = (JoinSet::new(), Arc::new(AtomicUsize::new(0)));
+    if let Some(region) = region {
         for _ in 0..2 {
-            let connection = connection.clone();
+            let (connection, done) = (connection.clone(), done.clone());
             gets.spawn(async move {
                 let mut into = BufferMut::with_capacity(EXPOSED_LEN);
                 let start = into.as_ptr().addr();
                 loop {
                     match connection.get(&region, 0, into).await {
                         Ok(got) => {
+                            done.fetch_add(1, Ordering::Relaxed);
                             into = got;
                             into.clear();
                         }
                         Err(failed) => {
-                            assert_eq!(failed.returned.as_ptr().addr(), start, "the same memory comes back");
+                            assert_eq!(failed.returned.as_ptr().addr(), start, "the same memory returns");
                             return failed.error.kind();
                         }
                     }
                 }
             });
         }
+        eventually("a get completes", || done.load(Ordering::Relaxed) > 0).await;
     }
-    in_time("the last message", connection.deliver(Message::new(IGNORE))).await.unwrap();
-    let stuck = Stuck::on(&connection).await;
 
     end(&peer).await;
     within(limit, "what was in flight", async {
