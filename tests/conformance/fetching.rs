@@ -1,5 +1,5 @@
-//! Large host frames that go to named memory of another process. Where the kernel permits it, the receiver
-//! reads them once from the sender's memory. It never delivers other bytes than were sent.
+//! Large host frames to named memory of another process: where the kernel permits it, the receiver reads
+//! them once from the sender's memory. It never delivers other bytes than were sent.
 
 use std::time::{Duration, Instant};
 
@@ -41,7 +41,6 @@ cases! {
 
 /// Frames of this length and more are read in place.
 const LARGE: usize = 256 << 10;
-/// The most that one read copies.
 const PART: usize = 512 << 10;
 /// The protocol's own bytes, which count as copied too.
 const PROTOCOL_BYTES: u64 = 4096;
@@ -80,7 +79,6 @@ async fn large_frames_are_copied_once_into_named_memory(row: &'static Row) {
             .enumerate()
     {
         let once = len >= LARGE;
-        // Within a process.
         let sending = copied(&pair.a, pair.a.deliver(message(number, &[len, 0])));
         let both = async { tokio::join!(sending, copied(&pair.b, receive_into_own(&pair.b))) };
         let ((sent, delivered), (landed, taken)) = in_time("a message", both).await;
@@ -161,7 +159,6 @@ async fn each_frame_reaches_its_destination_and_discarded_ones_are_not_read(row:
         }
         assert!((wanted..wanted + PROTOCOL_BYTES).contains(&copied), "{copied} of {wanted}");
     }
-    // One buffer for all frames.
     let whole = BufferMut::with_capacity(LENS.iter().sum());
     let both = async { tokio::join!(pair.a.deliver(message(9, &LENS)), pair.b.recv_into(whole)) };
     let (sent, taken) = in_time("a message", both).await;
@@ -362,7 +359,6 @@ async fn invalid_addresses_cost_a_copy_or_the_connection(row: &'static Row) {
     let canary_at = canary.as_ptr().addr() as u64;
     let destination = || vec![Destination::Buffer(BufferMut::with_capacity(LEN))];
 
-    // A valid canary: the frame is read.
     let honest = |hello: &mut Hello| set_canary(hello, canary_at, &canary);
     let (mut shm_peer, connection) =
         ShmPeer::connected_with(&endpoint, &listener, 1, honest).await.expect("it is accepted");
@@ -461,7 +457,6 @@ async fn frames_of_an_invisible_process_use_the_ring(row: &'static Row) {
     }
 }
 
-/// The most threads that read other processes.
 const READERS_MAX: usize = 8;
 /// Limit for a read, and for its report.
 const READ_TIME: Duration = Duration::from_secs(8);
@@ -482,7 +477,6 @@ async fn a_canary_that_faults_forever_delays_no_other_attach(row: &'static Row) 
             for number in 0..3 {
                 assert_exchange(&pair, number).await;
             }
-            // The driver continues too.
             within(Duration::from_secs(2), "another endpoint", async {
                 let other = endpoint.listen(&row.address()).await.unwrap();
                 let (a, b) = tokio::join!(near.connect(other.address()), other.accept());
@@ -591,7 +585,6 @@ async fn abort_does_not_wait_for_memory_that_faults_forever(row: &'static Row) {
     assert_exchange(&pair, 1).await;
     let failed = within(READ_TIME, "the accept", taking).await.unwrap().unwrap_err();
     assert_eq!(failed.error.kind(), ErrorKind::Closed, "{failed}");
-    // When the read returns, its memory returns at once.
     drop((shm_peer, faulting));
     let faulting = Faulting::new(PART).unwrap();
     let (_sharer, connection, incoming) =

@@ -75,7 +75,7 @@ async fn deliveries(connection: &Connection) -> Duration {
 }
 
 #[track_caller]
-fn assert_prompt(took: Duration, alone: Duration, what: &str) {
+fn assert_fast(took: Duration, alone: Duration, what: &str) {
     // A busy machine is as busy without the future.
     let limit = DELAY_MAX + alone * 3;
     assert!(took < limit, "{took:?} a call {what}, {alone:?} without");
@@ -106,7 +106,7 @@ async fn a_pinned_recv_delays_no_call_of_its_own_task(row: &'static Row) {
             pair.a.deliver(message(2, &[20_000])).await.unwrap();
         })
         .await;
-        assert_prompt(took, alone, "of the task that left it");
+        assert_fast(took, alone, "of the task that left it");
     }
     assert_receives(recv, &pair).await;
     in_time("close", pair.a.close()).await.unwrap();
@@ -121,13 +121,13 @@ async fn a_recv_left_at_any_moment_delays_no_other_task(row: &'static Row) {
         let mut recv = recv_of(&pair.a);
         assert!(polled(Pin::new(&mut recv), polls).await.is_none(), "no message was sent");
         let took = deliveries(&pair.a).await;
-        assert_prompt(took, alone, &format!("with one polled {polls} times"));
+        assert_fast(took, alone, &format!("with one polled {polls} times"));
         let a = pair.a.clone();
         let elsewhere =
             in_time("a thread without tokio", without_tokio(move || block_on(deliveries_without_timer(&a))));
-        assert_prompt(elsewhere.await, alone, "of a thread without tokio");
+        assert_fast(elsewhere.await, alone, "of a thread without tokio");
         let took = deliveries(&pair.a).await;
-        assert_prompt(took, alone, "afterwards");
+        assert_fast(took, alone, "afterwards");
         drop(recv);
     }
 }
@@ -167,7 +167,7 @@ async fn a_recv_that_was_woken_and_is_not_polled_delays_no_other_task(row: &'sta
         leave.send(()).unwrap();
         in_time("the task", task).await.unwrap();
     }
-    assert_prompt(quarter_of(took), alone, "with one asleep and unpolled");
+    assert_fast(quarter_of(took), alone, "with one asleep and unpolled");
 }
 
 async fn a_recv_of_a_stopped_runtime_delays_no_other_task(row: &'static Row) {
@@ -186,7 +186,7 @@ async fn a_recv_of_a_stopped_runtime_delays_no_other_task(row: &'static Row) {
     })
     .await;
     let took = deliveries(&pair.a).await;
-    assert_prompt(took, alone, "with one of a stopped runtime");
+    assert_fast(took, alone, "with one of a stopped runtime");
     assert_receives(recv, &pair).await;
     thread::spawn(move || drop(runtime)).join().unwrap();
 }
@@ -200,13 +200,13 @@ async fn several_unpolled_recvs_delay_no_other_task(row: &'static Row) {
         // No waker is woken. The first holds the poll lock, and passes it on when it is dropped.
         assert!(recv.as_mut().poll(&mut Context::from_waker(Waker::noop())).is_pending());
         let took = deliveries(&pair.a).await;
-        assert_prompt(took, alone, &format!("with {} unpolled", at + 1));
+        assert_fast(took, alone, &format!("with {} unpolled", at + 1));
     }
     while !left.is_empty() {
         drop(left.remove(0));
         let both = async { tokio::join!(deliveries(&pair.a), deliveries(&pair.a)) };
         let (one, other) = both.await;
-        assert_prompt(one.min(other), alone, &format!("with {} unpolled", left.len()));
+        assert_fast(one.min(other), alone, &format!("with {} unpolled", left.len()));
     }
 }
 
@@ -221,7 +221,7 @@ async fn a_reader_that_is_polled_delays_no_other_task(row: &'static Row) {
     while begin.elapsed() < Duration::from_secs(1) {
         in_time("a delivery", pair.a.deliver(message(1, &[100]))).await.unwrap();
     }
-    assert_prompt(deliveries(&pair.a).await, alone, "with a reader");
+    assert_fast(deliveries(&pair.a).await, alone, "with a reader");
 }
 
 async fn a_large_send_continues_despite_an_unpolled_recv(row: &'static Row) {
@@ -233,7 +233,7 @@ async fn a_large_send_continues_despite_an_unpolled_recv(row: &'static Row) {
     let mut recv = recv_of(&pair.a);
     assert!(polled(Pin::new(&mut recv), 2).await.is_none(), "no message was sent");
     let took = quarter(async || pair.a.deliver(large.clone()).await.unwrap()).await;
-    assert_prompt(took, alone, "of 12 MiB");
+    assert_fast(took, alone, "of 12 MiB");
     assert_receives(recv, &pair).await;
 }
 
@@ -254,6 +254,6 @@ async fn a_pinned_recv_delays_no_get_or_put(row: &'static Row) {
     let mut recv = recv_of(&pair.a);
     assert!(polled(Pin::new(&mut recv), 3).await.is_none(), "no message was sent");
     let took = quarter(both).await;
-    assert_prompt(took, alone, "of a get and a put");
+    assert_fast(took, alone, "of a get and a put");
     drop(recv);
 }
