@@ -37,6 +37,7 @@ mod error;
 mod function;
 mod guard;
 mod local;
+#[cfg(feature = "metrics")]
 mod metrics;
 mod peers;
 mod protocol;
@@ -52,6 +53,7 @@ pub use client::{Argument, Arguments, Client, Future};
 pub use error::{BoxError, Error, ErrorKind, Result, TaskResult};
 pub use function::{Callable, Function, Registry};
 pub use local::LocalCluster;
+#[cfg(feature = "metrics")]
 pub use metrics::Metrics;
 pub use scheduler::{Scheduler, SchedulerBuilder};
 pub use stats::{PairStats, StageCounts, Stats, WorkerStats};

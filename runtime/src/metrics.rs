@@ -13,7 +13,7 @@ use prometheus_client::registry::Registry;
 ///
 /// Register it with a `prometheus_client` registry of your own, or read its [`text`](Self::text). Clones
 /// refer to the same source. `docs/metrics.md` lists every name. The metrics are empty once their scheduler
-/// or worker is gone.
+/// or worker is gone. Needs the feature `metrics`, which is on by default.
 ///
 /// ```
 /// use towline::Endpoint;

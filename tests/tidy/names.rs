@@ -32,6 +32,16 @@ const ALLOWED: &[(&str, &[&str], &str)] = &[
         &["Tls", "TlsStream"],
         "the same types in a build without the feature `tls`",
     ),
+    (
+        "bench/src/ceiling/without_tls_socket.rs",
+        &["TlsSession"],
+        "the same type in a build without the feature `tls`",
+    ),
+    (
+        "bench/src/commands/without_metrics.rs",
+        &["Exporter", "MetricsAddress"],
+        "the same types in a build without the feature `metrics`",
+    ),
 ];
 
 #[test]

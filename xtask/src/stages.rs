@@ -47,9 +47,12 @@ fn clippy(deadline: Instant) -> Outcome {
     let arguments =
         ["clippy", "--workspace", "--all-targets", "--all-features", "--locked", "--", "-D", "warnings"];
     run(&mut cargo(&arguments), deadline)?;
-    // And without any feature.
-    let arguments = ["clippy", "--package", "towline", "--no-default-features", "--all-targets", "--locked"];
-    run(cargo(&arguments).args(["--", "-D", "warnings"]), deadline)
+    // And without any feature. The tests of the runtime and of the command bring the library's features back.
+    let without = ["clippy", "--no-default-features", "--locked"];
+    let packages = ["--package", "towline", "--package", "towline-runtime", "--package", "towline-bench"];
+    run(cargo(&without).args(packages).args(["--", "-D", "warnings"]), deadline)?;
+    let tests = ["--package", "towline", "--all-targets"];
+    run(cargo(&without).args(tests).args(["--", "-D", "warnings"]), deadline)
 }
 
 fn doc(deadline: Instant) -> Outcome {
@@ -81,9 +84,12 @@ fn build_with_cargo_alone(deadline: Instant) -> Outcome {
     setup().map_err(|error: std::io::Error| format!("{}: {error}", programs.display()))?;
     let mut command = cargo(&["build", "--workspace", "--locked", "--target-dir"]);
     run(command.arg(&target).env("PATH", &programs), deadline)?;
-    let arguments =
-        ["test", "--package", "towline", "--lib", "--no-default-features", "--locked", "--target-dir"];
-    run(cargo(&arguments).arg(&target), deadline)
+    // What needs a feature fails without it, and names it.
+    for package in ["towline", "towline-bench"] {
+        let arguments = ["test", "--lib", "--no-default-features", "--locked", "--package", package];
+        run(cargo(&arguments).arg("--target-dir").arg(&target), deadline)?;
+    }
+    Ok(())
 }
 
 /// Runs as many seeds of each simulation as fit in two minutes on two busy cores. The test suite runs fewer.

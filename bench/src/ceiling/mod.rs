@@ -3,7 +3,12 @@
 pub(crate) mod eventfd;
 pub(crate) mod memcpy;
 pub(crate) mod socket;
+#[cfg(feature = "tls")]
 pub(crate) mod tls_socket;
+#[cfg(not(feature = "tls"))]
+pub(crate) mod without_tls_socket;
+#[cfg(not(feature = "tls"))]
+pub(crate) use without_tls_socket as tls_socket;
 
 use crate::failure::Failure;
 

@@ -2,10 +2,10 @@
 
 use std::io::Write;
 
-use prometheus_client::registry::Registry;
 use serde::Serialize;
 use tokio::signal::unix::{SignalKind, signal};
 use towline::{Address, Endpoint, ErrorKind, Scheme};
+use towline_runtime::Scheduler;
 
 use super::metrics::{Exporter, MetricsAddress};
 use crate::case::Wait;
@@ -72,21 +72,16 @@ impl Listening {
         }
     }
 
-    /// Reports the address, and serves the metrics of the endpoint and of `more` if `--metrics` is given.
+    /// Prints where it listens. With `--metrics`, serves the metrics of the endpoint and of the scheduler.
     pub(crate) async fn tell(
         &self,
         bound: &Address,
         endpoint: &Endpoint,
-        more: impl FnOnce(&mut Registry),
+        scheduler: Option<&Scheduler>,
     ) -> Result<(), Failure> {
         self.renew_at_hangups(endpoint)?;
         let exporter = match &self.metrics {
-            Some(at) => {
-                let mut registry = Registry::default();
-                registry.register_collector(Box::new(endpoint.metrics()));
-                more(&mut registry);
-                Some(Exporter::bind(at, registry).await?)
-            }
+            Some(at) => Some(Exporter::bind(at, endpoint, scheduler).await?),
             None => None,
         };
         let metrics = exporter.as_ref().map(|(_, url)| url.clone());

@@ -11,7 +11,8 @@ use prometheus_client::registry::Registry;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::time::timeout;
-use towline::Admission;
+use towline::{Admission, Endpoint};
+use towline_runtime::Scheduler;
 
 pub(crate) use self::address::MetricsAddress;
 use self::request::{HttpRequest, Refusal};
@@ -34,8 +35,17 @@ pub(crate) struct Exporter {
 }
 
 impl Exporter {
-    /// Listens for Prometheus, and returns the URL.
-    pub(crate) async fn bind(at: &MetricsAddress, registry: Registry) -> Result<(Self, String), Failure> {
+    /// Listens for scrapes of the endpoint and, if there is one, of the scheduler. Returns the URL too.
+    pub(crate) async fn bind(
+        at: &MetricsAddress,
+        endpoint: &Endpoint,
+        scheduler: Option<&Scheduler>,
+    ) -> Result<(Self, String), Failure> {
+        let mut registry = Registry::default();
+        registry.register_collector(Box::new(endpoint.metrics()));
+        if let Some(scheduler) = scheduler {
+            registry.register_collector(Box::new(scheduler.metrics()));
+        }
         let bind = async {
             let listener = at.bind().await?;
             let url = format!("http://{}/metrics", listener.local_addr()?);

@@ -1,6 +1,5 @@
 //! `towline scheduler`: the scheduler of a task runtime's workers and clients.
 
-use prometheus_client::registry::Registry;
 use towline_runtime::Scheduler;
 
 use super::listening::{Listening, refused};
@@ -37,8 +36,7 @@ pub(crate) async fn run(options: &Options, shutdown: &Shutdown) -> Result<(), Fa
     let endpoint = listening.endpoint()?;
     let started = Scheduler::start(&endpoint, &listening.address).await;
     let scheduler = started.map_err(|error| transport(&error).map_or_else(|| error.into(), refused))?;
-    let metrics = |registry: &mut Registry| registry.register_collector(Box::new(scheduler.metrics()));
-    listening.tell(scheduler.address(), &endpoint, metrics).await?;
+    listening.tell(scheduler.address(), &endpoint, Some(&scheduler)).await?;
     let interruption = shutdown.told().await;
     // A peer that does not respond must not delay the end.
     let _ = tokio::time::timeout(STOP_WITHIN / 2, scheduler.close()).await;

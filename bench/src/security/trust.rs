@@ -1,7 +1,7 @@
 //! The options of trust: tokens and certificates.
 
 use std::ffi::OsString;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use tempfile::TempDir;
@@ -139,6 +139,16 @@ impl Trust {
         token.map_err(|error| Failure::usage(format!("--token-file: {error}")))
     }
 
+    #[cfg(not(feature = "tls"))]
+    fn tls(&self) -> Result<Option<Tls>, Failure> {
+        let Self { cert, key, ca, .. } = self;
+        if [cert, key, ca].into_iter().any(Option::is_some) {
+            return Err(Failure::usage(format!("--cert, --key and --ca: {NO_TLS}")));
+        }
+        Ok(None)
+    }
+
+    #[cfg(feature = "tls")]
     fn tls(&self) -> Result<Option<Tls>, Failure> {
         if !self.settles_tls() {
             return Ok(None);
@@ -154,7 +164,8 @@ impl Trust {
     }
 }
 
-fn read(option: &str, file: &Path) -> Result<Vec<u8>, Failure> {
+#[cfg(feature = "tls")]
+fn read(option: &str, file: &std::path::Path) -> Result<Vec<u8>, Failure> {
     std::fs::read(file).map_err(|error| Failure::usage(format!("{option} {}: {error}", file.display())))
 }
 
@@ -165,11 +176,39 @@ pub(crate) struct Certificate {
     pub(crate) key: String,
 }
 
+/// Why a build without the feature `tls` does not encrypt.
+#[cfg(not(feature = "tls"))]
+pub(crate) const NO_TLS: &str =
+    "this build has no TLS: build towline-bench with its feature `tls`, which is on by default";
+
+#[cfg(not(feature = "tls"))]
+pub(crate) fn throw_away_certificate(
+    _: impl IntoIterator<Item = &'static str>,
+) -> Result<Certificate, &'static str> {
+    Err(NO_TLS)
+}
+
 /// Makes a certificate for these names and addresses, for one use.
+#[cfg(feature = "tls")]
 pub(crate) fn throw_away_certificate(
     names: impl IntoIterator<Item = &'static str>,
 ) -> Result<Certificate, rcgen::Error> {
     let names: Vec<String> = names.into_iter().map(str::to_owned).collect();
     let made = rcgen::generate_simple_self_signed(names)?;
     Ok(Certificate { chain: made.cert.pem(), key: made.signing_key.serialize_pem() })
+}
+
+#[cfg(all(test, not(feature = "tls")))]
+mod tests {
+    use super::Trust;
+    use crate::case::Wait;
+
+    #[test]
+    fn tls_options_fail_and_name_the_missing_feature() {
+        let given = Trust { ca: Some("ca.pem".into()), ..Trust::default() };
+        for error in [given.endpoint(Wait::Adaptive).err(), Trust::default().within_one_run(true).err()] {
+            let error = error.expect("no TLS").to_string();
+            assert!(error.contains("feature `tls`"), "{error}");
+        }
+    }
 }

@@ -5,6 +5,7 @@ mod driver;
 #[cfg(test)]
 mod invariants;
 mod lifecycle;
+#[cfg(feature = "metrics")]
 mod metrics;
 mod peers;
 mod placing;
@@ -29,6 +30,7 @@ use self::stall_timeout::STALL_TIMEOUT;
 pub(crate) use self::state::{Departure, SchedulerAction, SchedulerState};
 use crate::background::{AtEnd, Background};
 use crate::error::Result;
+#[cfg(feature = "metrics")]
 use crate::metrics::Metrics;
 
 /// The driver passes the time to the state four times within the stall timeout, within these bounds.
@@ -97,6 +99,7 @@ impl Scheduler {
     }
 
     /// Returns its metrics.
+    #[cfg(feature = "metrics")]
     pub fn metrics(&self) -> Metrics {
         Metrics::of(&self.driver)
     }

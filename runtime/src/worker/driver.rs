@@ -8,7 +8,7 @@ use tokio::sync::oneshot;
 use towline::{Connection, Endpoint, Listener};
 
 use super::Leaving;
-use super::metrics::{WorkerCounts, add};
+use super::counts::{WorkerCounts, add};
 use super::serving;
 use super::state::{Start, WorkerAction, WorkerState};
 use super::threads::Threads;
@@ -132,6 +132,7 @@ impl WorkerDriver {
         self.lock().values.len()
     }
 
+    #[cfg(feature = "metrics")]
     pub(super) fn running(&self) -> u64 {
         self.lock().state.running() as u64
     }

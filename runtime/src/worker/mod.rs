@@ -1,7 +1,9 @@
 //! A worker: its state machine ([`state`]), and its [`driver`], which runs functions, stores values, and
 //! exchanges them with peers.
 
+mod counts;
 mod driver;
+#[cfg(feature = "metrics")]
 mod metrics;
 mod serving;
 mod state;
@@ -22,6 +24,7 @@ use crate::background::AtEnd;
 use crate::batch;
 use crate::error::{Error, ErrorKind, Result};
 use crate::function::Registry;
+#[cfg(feature = "metrics")]
 use crate::metrics::Metrics;
 use crate::peers::Peers;
 use crate::protocol::{Offer, Role, SLOTS_MAX};
@@ -120,6 +123,7 @@ impl Worker {
     }
 
     /// Returns its metrics.
+    #[cfg(feature = "metrics")]
     pub fn metrics(&self) -> Metrics {
         Metrics::of(&self.driver)
     }

@@ -6,8 +6,8 @@ use std::time::Duration;
 use tokio::sync::Semaphore;
 use towline::{Connection, Incoming, Listener, Message};
 
+use super::counts::add;
 use super::driver::WorkerDriver;
-use super::metrics::add;
 use crate::background::{Background, within};
 use crate::batch::{HELLO_TIMEOUT, Kind};
 use crate::error::{Error, ErrorKind, Failure, Result};

@@ -129,6 +129,7 @@ impl WorkerState {
     }
 
     /// Returns the number of slots in use.
+    #[cfg(feature = "metrics")]
     pub(crate) fn running(&self) -> usize {
         self.running
     }

@@ -441,7 +441,7 @@ impl Establisher {
     pub(crate) fn tls(&self) -> Result<Tls> {
         let missing = || {
             if cfg!(not(feature = "tls")) {
-                let why = "this build of towline has no TLS: its feature `tls` is off";
+                let why = "this build of towline has no TLS: build it with its feature `tls`, which is on by default";
                 return Error::new(ErrorKind::Unsupported, why);
             }
             let why = "the endpoint has no TLS (`Builder::tls`): to listen it needs a certificate and its key (--cert, --key), \
