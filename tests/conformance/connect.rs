@@ -199,7 +199,7 @@ async fn a_server_of_another_kind_is_refused(row: &'static Row) {
     });
     for quoted in ["HTTP/1.1", "SSH-2.0", "TLS"] {
         let error = in_time("connect", row.endpoint().connect(&address)).await.unwrap_err();
-        assert_eq!(error.kind(), ErrorKind::Refused, "{error}");
+        assert_eq!(error.kind(), ErrorKind::Incompatible, "{error}");
         assert!(error.to_string().contains(quoted), "it quotes the answer: {error}");
     }
     answering.await.unwrap();

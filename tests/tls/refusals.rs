@@ -112,8 +112,8 @@ async fn plain_towline_to_a_listener_over_tls_is_refused() {
         let tls = endpoint(tls_with(&listeners(), &ours()));
         let acceptor = Acceptor::at(&format!("{listening}://127.0.0.1:0"), tls).await;
         let error = refused(&Endpoint::new().unwrap(), &acceptor.address(connecting, "127.0.0.1")).await;
-        assert_error(&error, ErrorKind::Refused, &["only over TLS", "tls:// or towlines://"]);
-        acceptor.assert_refused("refused", 1).await;
+        assert_error(&error, ErrorKind::Incompatible, &["only over TLS", "tls:// or towlines://"]);
+        acceptor.assert_refused("incompatible", 1).await;
         acceptor.assert_open().await;
     }
 }
@@ -124,8 +124,8 @@ async fn tls_to_a_plain_listener_is_refused() {
     for (listening, connecting) in [("tcp", Scheme::Tls), ("towline", Scheme::Towlines)] {
         let acceptor = Acceptor::at(&format!("{listening}://127.0.0.1:0"), Endpoint::new().unwrap()).await;
         let error = refused(&near, &acceptor.address(connecting, "127.0.0.1")).await;
-        assert_error(&error, ErrorKind::Refused, &["use TLS at both ends or at neither"]);
-        acceptor.assert_refused("refused", 1).await;
+        assert_error(&error, ErrorKind::Incompatible, &["use TLS at both ends or at neither"]);
+        acceptor.assert_refused("incompatible", 1).await;
         let honest = Endpoint::new().unwrap();
         acceptor.meet(&honest, acceptor.listener.address()).await;
     }
@@ -147,7 +147,7 @@ async fn peers_of_other_protocols_get_an_answer_they_can_read() {
     assert!(answer.starts_with(b"HTTP/1.1 400"), "{:?}", String::from_utf8_lossy(&answer));
     let answer = answer_to(&acceptor, &[0xaa; 300]).await;
     assert!(String::from_utf8_lossy(&answer).contains("does not speak Towline"));
-    acceptor.assert_refused("refused", 2).await;
+    acceptor.assert_refused("incompatible", 2).await;
     acceptor.assert_open().await;
 }
 
@@ -199,14 +199,14 @@ async fn server(bytes: &'static [u8]) -> Address {
 async fn servers_of_another_kind_are_refused() {
     let near = endpoint(tls_with(&connectors(), &ours()));
     for (bytes, kind, words) in [
-        (&b"HTTP/1.1 400 Bad Request\r\n\r\n"[..], ErrorKind::Refused, "not a Towline endpoint"),
-        (b"SSH-2.0-OpenSSH_9.2\r\n", ErrorKind::Refused, "SSH-2.0"),
+        (&b"HTTP/1.1 400 Bad Request\r\n\r\n"[..], ErrorKind::Incompatible, "not a Towline endpoint"),
+        (b"SSH-2.0-OpenSSH_9.2\r\n", ErrorKind::Incompatible, "SSH-2.0"),
         (b"", ErrorKind::PeerLost, "during the TLS handshake"),
         (b"\x16\x03\x03", ErrorKind::PeerLost, "during the TLS handshake"),
-        (b"\x16\x03\x03\x00\x04\xff\xff\xff\xff", ErrorKind::Refused, "does not speak TLS"),
+        (b"\x16\x03\x03\x00\x04\xff\xff\xff\xff", ErrorKind::Incompatible, "does not speak TLS"),
         // The alerts of servers with older TLS: handshake_failure, protocol_version.
-        (b"\x15\x03\x03\x00\x02\x02\x28", ErrorKind::Refused, "TLS 1.3 is needed"),
-        (b"\x15\x03\x03\x00\x02\x02\x46", ErrorKind::Refused, "TLS 1.3 is needed"),
+        (b"\x15\x03\x03\x00\x02\x02\x28", ErrorKind::Incompatible, "TLS 1.3 is needed"),
+        (b"\x15\x03\x03\x00\x02\x02\x46", ErrorKind::Incompatible, "TLS 1.3 is needed"),
     ] {
         let error = refused(&near, &server(bytes).await).await;
         assert_error(&error, kind, &[words]);

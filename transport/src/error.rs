@@ -24,14 +24,34 @@ use std::sync::Arc;
 pub type Result<T, E = Error> = std::result::Result<T, E>;
 
 /// The kind of a failure, by what a caller can do about it.
+///
+/// Whether it helps to try again, with the program and its configuration unchanged:
+///
+/// | kind | another attempt |
+/// |---|---|
+/// | `Refused` | helps once the peer listens: wait and connect again |
+/// | `TimedOut` | may help: the peer or the network was slow or away |
+/// | `PeerLost` | of a connection never; a new connection helps once the peer is back |
+/// | `Unavailable` | helps once what the detail names is there: a route, a name, a free port, a library |
+/// | `Io` | may help where the detail names a resource that is freed, as descriptors are |
+/// | `Closed` | of a connection never: open a new one |
+/// | `Rejected` | not for this message or region: its receiver or owner decided |
+/// | `Incompatible`, `Unauthenticated` | not until one end's program, address, token or certificate changes |
+/// | `Corrupt` | of a connection never; a new one helps only where the network damaged the data |
+/// | `Unsupported`, `Invalid`, `TooLarge` | not with these arguments |
+///
+/// No method answers this for all kinds: `Unavailable` and `Io` depend on the detail.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 #[non_exhaustive]
 pub enum ErrorKind {
-    /// Something required is missing: a library, a device, a route, a listener. Installing or starting it
-    /// helps.
+    /// Something required is missing: a library, a device, a route, a name, a free port. Installing or
+    /// providing it helps.
     Unavailable,
-    /// The other end refused: a port without a listener, another protocol, another version.
+    /// Nobody listens at the port or the name, perhaps not yet.
     Refused,
+    /// The other end answers and cannot be spoken with: it is no Towline endpoint, it speaks another version, or
+    /// only one end uses TLS.
+    Incompatible,
     /// The peer is lost: its process died, its connection broke, or its heartbeats stopped.
     PeerLost,
     /// A stated time limit passed.
@@ -61,6 +81,7 @@ impl fmt::Display for ErrorKind {
         f.write_str(match self {
             Self::Unavailable => "unavailable",
             Self::Refused => "refused",
+            Self::Incompatible => "incompatible",
             Self::PeerLost => "peer lost",
             Self::TimedOut => "timed out",
             Self::Rejected => "rejected",
@@ -88,6 +109,7 @@ impl fmt::Display for ErrorKind {
 /// let error = endpoint.connect(&"mem://worker-7".parse()?).await.unwrap_err();
 /// match error.kind() {
 ///     ErrorKind::Refused | ErrorKind::Unavailable => println!("not up yet, try later: {error}"),
+///     ErrorKind::Incompatible => println!("something else listens there: {error}"),
 ///     ErrorKind::Unauthenticated => println!("look at the token: {error}"),
 ///     _ => return Err(error),
 /// }

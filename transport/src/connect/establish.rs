@@ -293,7 +293,7 @@ impl Establisher {
             return self.connection(&candidate, context, opened, path);
         }
         Err(Error::new(
-            ErrorKind::Refused,
+            ErrorKind::Unavailable,
             format!("the peer made {PROPOSALS_MAX} proposals and none would do"),
         ))
     }

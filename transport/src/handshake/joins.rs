@@ -82,12 +82,12 @@ impl Joins {
         let mut waiting = self.waiting();
         let Some(waiting) = waiting.get_mut(&join.connection) else {
             let why = "no connection waits for this stream: it is late, or reached the wrong listener";
-            return Err(Error::new(ErrorKind::Refused, why));
+            return Err(Error::new(ErrorKind::Unavailable, why));
         };
         waiting.key.verify(join, binding)?;
         let slot = &mut waiting.slots[usize::from(join.stream) - 1];
         if !matches!(slot, JoinSlot::Free) {
-            return Err(Error::new(ErrorKind::Refused, format!("stream {} has joined already", join.stream)));
+            return Err(Error::new(ErrorKind::Corrupt, format!("stream {} has joined already", join.stream)));
         }
         *slot = JoinSlot::Taken;
         Ok(())

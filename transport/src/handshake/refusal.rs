@@ -118,7 +118,7 @@ pub(super) async fn of_plain_connector<S: HandshakeStream>(stream: &mut S, env: 
         return unauthenticated_peer(Role::Acceptor, &bytes);
     }
     let why = "the connector speaks Towline in the clear, and this listener only over TLS: connect to tls:// or towlines://";
-    Error::new(ErrorKind::Refused, why).into()
+    Error::new(ErrorKind::Incompatible, why).into()
 }
 
 /// The refusal of a listener that does not speak TLS to a TLS connector.
@@ -128,7 +128,7 @@ pub(super) async fn of_plain_listener<S: HandshakeStream>(stream: &mut S, env: &
         Err(refusal) => Refusal::without_reply(refusal.error),
         Ok(_) => {
             let why = "the listener speaks Towline in the clear: connect to tcp:// or towline://, or have it listen over TLS";
-            Refusal::without_reply(Error::new(ErrorKind::Refused, why))
+            Refusal::without_reply(Error::new(ErrorKind::Incompatible, why))
         }
     }
 }
@@ -157,7 +157,7 @@ async fn read_first_bytes<S: HandshakeStream>(
 
 /// The refusal for the first bytes of a peer that is not a Towline endpoint.
 fn unauthenticated_peer(role: Role, bytes: &[u8]) -> Refusal {
-    let refused = |detail: String| Error::new(ErrorKind::Refused, detail);
+    let refused = |detail: String| Error::new(ErrorKind::Incompatible, detail);
     let said = excerpt(bytes);
     match role {
         Role::Connector if is_tls(bytes) => {

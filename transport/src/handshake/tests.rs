@@ -216,7 +216,7 @@ async fn a_reflected_handshake_is_refused() {
         let _ = tokio::io::copy(&mut read, &mut write).await;
     });
     let error = greet_as_connector(&mut near, &terms(Some("t")), &TestEnvironment::new()).await.unwrap_err();
-    assert_eq!(error.kind(), ErrorKind::Refused);
+    assert_eq!(error.kind(), ErrorKind::Incompatible);
     assert!(error.detail().contains("same nonce"), "{error}");
     drop(near);
     mirror.await.unwrap();

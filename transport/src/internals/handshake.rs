@@ -131,7 +131,7 @@ async fn converse(
         }
         Role::Acceptor => {
             let Inbound::Peer(greeted) = greet_as_acceptor(stream, terms, clock, |now| now).await? else {
-                return Err(Error::new(ErrorKind::Refused, "no connection waits for streams here"));
+                return Err(Error::new(ErrorKind::Incompatible, "no connection waits for streams here"));
             };
             *greeting = Some(greeted);
             let deadline = clock.now() + config.time;

@@ -320,7 +320,7 @@ pub(crate) fn agree(connector: &Hello, acceptor: &Hello) -> Result<u16> {
     )?;
     if connector.nonce == acceptor.nonce {
         return Err(Error::new(
-            ErrorKind::Refused,
+            ErrorKind::Incompatible,
             "both ends sent the same nonce: the handshake was reflected, or the random numbers are broken",
         ));
     }
@@ -344,7 +344,7 @@ pub(crate) fn negotiate(refusing: RangeInclusive<u16>, refused: RangeInclusive<u
     }
     let range = |versions: &RangeInclusive<u16>| format!("{} to {}", versions.start(), versions.end());
     Err(Error::new(
-        ErrorKind::Refused,
+        ErrorKind::Incompatible,
         format!(
             "no common protocol version: the refusing end speaks {}, the other end {}; upgrade the older one",
             range(&refusing),
@@ -353,10 +353,10 @@ pub(crate) fn negotiate(refusing: RangeInclusive<u16>, refused: RangeInclusive<u
     ))
 }
 
-/// The codes of [`HandshakeMessage::Refuse`]. A kind without a code is sent as `Refused`, and an unknown code
-/// is read as `Refused`.
+/// The codes of [`HandshakeMessage::Refuse`]. A kind without a code is sent as `Unavailable`: it is a failure of
+/// the refusing end, which may pass. An unknown code is read as `Incompatible`.
 const CODES: [(u8, ErrorKind); 9] = [
-    (1, ErrorKind::Refused),
+    (1, ErrorKind::Incompatible),
     (2, ErrorKind::Unauthenticated),
     (3, ErrorKind::TooLarge),
     (4, ErrorKind::Corrupt),
@@ -368,11 +368,11 @@ const CODES: [(u8, ErrorKind); 9] = [
 ];
 
 fn code_of(kind: ErrorKind) -> u8 {
-    CODES.iter().find(|(_, known)| *known == kind).map_or(1, |(code, _)| *code)
+    CODES.iter().find(|(_, known)| *known == kind).map_or(5, |(code, _)| *code)
 }
 
 fn kind_of(code: u8) -> ErrorKind {
-    CODES.iter().find(|(known, _)| *known == code).map_or(ErrorKind::Refused, |(_, kind)| *kind)
+    CODES.iter().find(|(known, _)| *known == code).map_or(ErrorKind::Incompatible, |(_, kind)| *kind)
 }
 
 fn check_backend(name: &[u8], kind: ErrorKind) -> Result<&str> {

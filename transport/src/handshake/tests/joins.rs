@@ -37,7 +37,7 @@ async fn streams_join_in_any_order() {
     let (joined, ()) = tokio::join!(expected.all(later, &environment), joining);
     assert_eq!(joined.unwrap().len(), 3);
     let late = attempt(&joins, key().join(1, None)).await.unwrap_err();
-    assert_eq!(late.kind(), ErrorKind::Refused, "{late}");
+    assert_eq!(late.kind(), ErrorKind::Unavailable, "{late}");
 }
 
 #[tokio::test]
@@ -55,14 +55,14 @@ async fn a_wrong_join_is_refused_without_side_effects() {
         (key().join(0, None), ErrorKind::Unauthenticated),
         (key().join(STREAMS, None), ErrorKind::Unauthenticated),
         (key().join(255, None), ErrorKind::Unauthenticated),
-        (JoinKey::new([4; 32], STREAMS, false).join(1, None), ErrorKind::Refused),
+        (JoinKey::new([4; 32], STREAMS, false).join(1, None), ErrorKind::Unavailable),
     ] {
         let error = attempt(&joins, wrong).await.unwrap_err();
         assert_eq!(error.kind(), kind, "{wrong:?}: {error}");
     }
     attempt(&joins, right).await.unwrap();
     let twice = attempt(&joins, right).await.unwrap_err();
-    assert_eq!(twice.kind(), ErrorKind::Refused, "{twice}");
+    assert_eq!(twice.kind(), ErrorKind::Corrupt, "{twice}");
     for stream in [2, 3] {
         attempt(&joins, key().join(stream, None)).await.unwrap();
     }

@@ -44,12 +44,12 @@ async fn versions_without_overlap_are_refused_by_name_at_both_ends() {
     let named = |text: &str| text.contains("speaks 1 to 1") && text.contains("the other end 5 to 7");
 
     let (error, answer) = accept_bytes(&hello).await;
-    assert!(error.kind() == ErrorKind::Refused && named(error.detail()), "{error}");
+    assert!(error.kind() == ErrorKind::Incompatible && named(error.detail()), "{error}");
     let (kind, reason) = refusal_in(&answer);
-    assert!(kind == ErrorKind::Refused && named(&reason), "{reason}");
+    assert!(kind == ErrorKind::Incompatible && named(&reason), "{reason}");
 
     let error = connect_to_bytes(&hello).await;
-    assert!(error.kind() == ErrorKind::Refused && named(error.detail()), "{error}");
+    assert!(error.kind() == ErrorKind::Incompatible && named(error.detail()), "{error}");
     let error = connect_to_bytes(&answer).await;
     assert!(error.detail().starts_with("the peer refused: no common protocol version"), "{error}");
 }
@@ -60,7 +60,7 @@ async fn a_browser_gets_a_displayable_answer() {
         ["GET / HTTP/1.1\r\nHost: x\r\n\r\n", "OPTIONS * HTTP/1.1\r\n\r\n", "PRI * HTTP/2.0\r\n\r\n"]
     {
         let (error, answer) = accept_bytes(request.as_bytes()).await;
-        assert_eq!(error.kind(), ErrorKind::Refused);
+        assert_eq!(error.kind(), ErrorKind::Incompatible);
         assert!(error.detail().contains("HTTP"), "{error}");
         let answer = String::from_utf8(answer).unwrap();
         let (head, body) = answer.split_once("\r\n\r\n").unwrap();
@@ -83,9 +83,9 @@ async fn unauthenticated_peers_get_a_refusal_with_its_reason() {
         (b"GETTING", "it sent \"GETTING\""),
     ] {
         let (error, answer) = accept_bytes(words).await;
-        assert_eq!(error.kind(), ErrorKind::Refused);
+        assert_eq!(error.kind(), ErrorKind::Incompatible);
         assert!(error.detail().contains(expected), "{error}");
-        assert_eq!(refusal_in(&answer), (ErrorKind::Refused, error.detail().to_owned()));
+        assert_eq!(refusal_in(&answer), (ErrorKind::Incompatible, error.detail().to_owned()));
         assert!(!error.to_string().contains(char::is_control), "{error}");
     }
 }
@@ -100,7 +100,7 @@ async fn a_connector_reports_what_answered() {
         (&[b'a'; 100], "it answered \"aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa"),
     ] {
         let error = connect_to_bytes(words).await;
-        assert_eq!(error.kind(), ErrorKind::Refused);
+        assert_eq!(error.kind(), ErrorKind::Incompatible);
         assert!(error.detail().contains(expected), "{error}");
         assert!(error.detail().len() < 120, "{error}");
     }
@@ -125,7 +125,7 @@ async fn a_refusal_is_bounded_whatever_the_unauthenticated_peer_does() {
     let (ours, environment) =
         (Terms { time_left: Duration::from_secs(60), ..terms(None) }, TestEnvironment::new());
     let (result, took) = timed(accept_peer(&mut far, &ours, &environment)).await;
-    assert_eq!(result.unwrap_err().kind(), ErrorKind::Refused);
+    assert_eq!(result.unwrap_err().kind(), ErrorKind::Incompatible);
     assert!(took < Duration::from_secs(20), "{took:?}");
 
     let (mut near, mut far) = duplex(4096);

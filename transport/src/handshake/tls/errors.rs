@@ -28,14 +28,14 @@ pub(crate) fn tls_error(tls: &Connection, error: TlsError) -> Error {
         ),
         TlsError::AlertReceived(alert) => alert_received(role, *alert),
         TlsError::InvalidMessage(_) => {
-            (ErrorKind::Refused, "the other end does not speak TLS: use TLS at both ends or at neither".to_owned())
+            (ErrorKind::Incompatible, "the other end does not speak TLS: use TLS at both ends or at neither".to_owned())
         }
         TlsError::PeerIncompatible(_) => (
-            ErrorKind::Refused,
+            ErrorKind::Incompatible,
             "the two ends share no TLS version or cipher: TLS 1.3 is needed".to_owned(),
         ),
         TlsError::NoApplicationProtocol => (
-            ErrorKind::Refused,
+            ErrorKind::Incompatible,
             "the other end does not speak towline/1 over TLS".to_owned(),
         ),
         _ => (ErrorKind::Corrupt, "the data received violates TLS: it was damaged or forged in transit".to_owned()),
@@ -99,10 +99,10 @@ fn alert_received(role: Role, alert: Alert) -> (ErrorKind, String) {
              another purpose"
         ),
         Alert::NoApplicationProtocol => {
-            return (ErrorKind::Refused, format!("the {peer} does not speak towline/1 over TLS"));
+            return (ErrorKind::Incompatible, format!("the {peer} does not speak towline/1 over TLS"));
         }
         Alert::HandshakeFailure | Alert::ProtocolVersion | Alert::InsufficientSecurity => {
-            return (ErrorKind::Refused, format!("the {peer} and this end share no TLS version or cipher: TLS 1.3 is needed"));
+            return (ErrorKind::Incompatible, format!("the {peer} and this end share no TLS version or cipher: TLS 1.3 is needed"));
         }
         Alert::BadRecordMac | Alert::DecodeError | Alert::UnexpectedMessage => {
             return (ErrorKind::PeerLost, format!("the {peer} received data that violates TLS: it was damaged in transit"));

@@ -120,7 +120,7 @@ impl TlsStream {
             return Ok(());
         }
         let why = "not a Towline endpoint: it speaks TLS, and has not agreed to speak towline/1 over it";
-        Err(Refusal::without_reply(Error::new(ErrorKind::Refused, why)))
+        Err(Refusal::without_reply(Error::new(ErrorKind::Incompatible, why)))
     }
 
     async fn flush(&mut self) -> io::Result<()> {

@@ -156,8 +156,8 @@ fn any_flipped_bit_gives_an_error_or_another_message() {
             let mut flipped = bytes.clone();
             flipped[bit / 8] ^= 1 << (bit % 8);
             if let Ok(other) = decoded(&flipped) {
-                // An unknown code reads as Refused, so several codes may decode alike.
-                let by_code = matches!(other, HandshakeMessage::Refuse { kind: ErrorKind::Refused, .. });
+                // An unknown code reads as Incompatible, so several codes may decode alike.
+                let by_code = matches!(other, HandshakeMessage::Refuse { kind: ErrorKind::Incompatible, .. });
                 assert!(other != message || by_code, "bit {bit} of {message:?} has no effect");
             }
         }
@@ -266,7 +266,7 @@ fn the_highest_common_version_is_chosen() {
     assert_eq!(negotiate(1..=4, 2..=3).unwrap(), 3);
     assert_eq!(negotiate(2..=3, 3..=9).unwrap(), 3);
     let error = negotiate(1..=2, 5..=7).unwrap_err();
-    assert_eq!(error.kind(), ErrorKind::Refused);
+    assert_eq!(error.kind(), ErrorKind::Incompatible);
     assert!(error.detail().contains("1 to 2") && error.detail().contains("5 to 7"), "{error}");
 }
 
@@ -274,7 +274,7 @@ fn the_highest_common_version_is_chosen() {
 fn a_hello_of_unknown_versions_is_refused_whatever_follows() {
     for versions in [[2, 0, 9, 0], [0, 0, 0, 0]] {
         let error = decode(Kind::Hello, &[&versions[..], &[0xee; 40]].concat()).unwrap_err();
-        assert_eq!(error.kind(), ErrorKind::Refused, "{error}");
+        assert_eq!(error.kind(), ErrorKind::Incompatible, "{error}");
     }
 }
 
@@ -283,7 +283,7 @@ fn reflection_and_one_sided_tokens_are_refused() {
     let connector = hello();
     let acceptor = Hello { nonce: [1; NONCE_LEN], ..hello() };
     assert_eq!(agree(&connector, &acceptor).unwrap(), 1);
-    assert_eq!(agree(&connector, &connector).unwrap_err().kind(), ErrorKind::Refused);
+    assert_eq!(agree(&connector, &connector).unwrap_err().kind(), ErrorKind::Incompatible);
     let without = Hello { authenticates: false, ..connector.clone() };
     let error = agree(&without, &acceptor).unwrap_err();
     assert_eq!(error.kind(), ErrorKind::Unauthenticated);
@@ -330,7 +330,10 @@ fn text_from_unauthenticated_peers_is_cleaned_and_bounded() {
     let reason = decode(Kind::Refuse, b"\x01 no\x1b[2Jway\xff\n").unwrap();
     assert_eq!(
         reason,
-        HandshakeMessage::Refuse { kind: ErrorKind::Refused, reason: "no\u{fffd}[2Jway\u{fffd}".to_owned() }
+        HandshakeMessage::Refuse {
+            kind: ErrorKind::Incompatible,
+            reason: "no\u{fffd}[2Jway\u{fffd}".to_owned()
+        }
     );
     assert_eq!(clean("a\u{202e}b\u{200b}c".as_bytes(), 64), "a\u{fffd}b\u{fffd}c");
     assert!(clean(&[0xff; 2000], REASON_LEN_MAX).len() <= REASON_LEN_MAX, "replacement makes it longer");
@@ -355,10 +358,10 @@ fn a_long_reason_is_cut_between_characters() {
 }
 
 #[test]
-fn codes_round_trip_and_unknown_codes_mean_refused() {
+fn codes_round_trip_and_unknown_codes_mean_incompatible() {
     for (code, kind) in CODES {
         assert_eq!((code_of(kind), kind_of(code)), (code, kind));
     }
-    assert_eq!(code_of(ErrorKind::Io), 1);
-    assert_eq!([0, 10, 255].map(kind_of), [ErrorKind::Refused; 3]);
+    assert_eq!(code_of(ErrorKind::Io), 5);
+    assert_eq!([0, 10, 255].map(kind_of), [ErrorKind::Incompatible; 3]);
 }
