@@ -35,13 +35,9 @@ enum Reach {
 
 impl Locality {
     pub(crate) fn of(connection: &Connection, own: &Identity) -> Self {
-        // Without an IP address the worker connected within the process.
-        let from = connection.path().address().strip_prefix("tcp://").map(str::parse::<SocketAddr>);
-        match from {
+        match connection.peer_address() {
             _ if connection.peer().same_process(own) => Self::SameProcess,
-            Some(Ok(from)) if !is_local_ip(from.ip().to_canonical()) => {
-                Self::Remote(from.ip().to_canonical())
-            }
+            Some(from) if !is_local_ip(from.ip()) => Self::Remote(from.ip()),
             _ => Self::SameHost,
         }
     }

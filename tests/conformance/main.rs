@@ -52,6 +52,7 @@ mod receipts;
 mod ring_faults;
 mod segments;
 mod sharing;
+mod socket_addresses;
 mod streams;
 mod stuck;
 mod suite;
@@ -105,6 +106,7 @@ const GROUPS: &[&[Claims]] = &[
     fork::CASES,
     network::CASES,
     addresses::CASES,
+    socket_addresses::CASES,
     deaths::CASES,
     holders::CASES,
     isolation::CASES,

@@ -42,6 +42,7 @@
 //! blocking threads (`spawn_blocking`), where blocking is allowed, use `Handle::current().block_on`.
 
 use std::future::Future;
+use std::net::SocketAddr;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -310,6 +311,16 @@ impl Connection {
     /// Returns the peer's identity.
     pub fn peer(&self) -> &Identity {
         self.connection.peer()
+    }
+
+    /// See [`Connection::local_address`](crate::Connection::local_address). Never waits.
+    pub fn local_address(&self) -> Option<SocketAddr> {
+        self.connection.local_address()
+    }
+
+    /// See [`Connection::peer_address`](crate::Connection::peer_address). Never waits.
+    pub fn peer_address(&self) -> Option<SocketAddr> {
+        self.connection.peer_address()
     }
 
     /// Returns the path that carries the data, and why it was chosen.

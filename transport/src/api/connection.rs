@@ -3,6 +3,7 @@
 mod halves;
 mod receipt;
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -32,6 +33,7 @@ use crate::transfer::region::{Region, RegionAccess, RemoteRegion};
 /// | share memory | [`expose`](Self::expose), [`expose_mut`](Self::expose_mut) |
 /// | access the peer's memory | [`get`](Self::get), [`put`](Self::put) |
 /// | inspect | [`peer`](Self::peer), [`path`](Self::path), [`caps`](Self::caps), [`stats`](Self::stats) |
+/// | addresses | [`local_address`](Self::local_address), [`peer_address`](Self::peer_address) |
 /// | explain | [`explain`](Self::explain), [`measure`](Self::measure), [`be_measured`](Self::be_measured) |
 /// | end | [`close`](Self::close), [`abort`](Self::abort) |
 /// | learn of the end | [`closed`](Self::closed), [`close_reason`](Self::close_reason) |
@@ -87,6 +89,37 @@ impl Connection {
     /// Returns the peer's identity.
     pub fn peer(&self) -> &Identity {
         &self.core().peer
+    }
+
+    /// Returns this end's socket address. Never waits, and is the same after the end.
+    ///
+    /// It is the address of the socket that the connection was established on, whichever path carries the
+    /// data: over `shm`, `ucx` and `mem` too. The peer's [`peer_address`](Self::peer_address) is equal to it,
+    /// unless an address translator is between them. `None` for a `mem://` address, which has no socket.
+    ///
+    /// ```
+    /// # #[tokio::main(flavor = "current_thread")]
+    /// # async fn main() -> towline::Result<()> {
+    /// # use towline::Endpoint;
+    /// # let endpoint = Endpoint::new()?;
+    /// let listener = endpoint.listen(&"towline://127.0.0.1:0".parse()?).await?;
+    /// let near = endpoint.connect(listener.address()).await?;
+    /// let far = listener.accept().await?;
+    /// assert_eq!(near.local_address(), far.peer_address());
+    /// assert_eq!(near.peer_address().map(|at| at.port()), Some(listener.address().port()));
+    /// # Ok(())
+    /// # }
+    /// ```
+    #[doc(alias = "local_addr")]
+    pub fn local_address(&self) -> Option<SocketAddr> {
+        self.path().addresses.map(|(local, _)| local)
+    }
+
+    /// Returns the peer's socket address. See [`local_address`](Self::local_address).
+    #[doc(alias = "peer_addr")]
+    #[doc(alias = "remote_address")]
+    pub fn peer_address(&self) -> Option<SocketAddr> {
+        self.path().addresses.map(|(_, peer)| peer)
     }
 
     /// Returns the path that carries the data, and why it was chosen.

@@ -1,5 +1,6 @@
 //! The chosen path to one peer, with its reasons.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 use crate::backend::{Backend, Identity, Machine, Prediction};
@@ -15,6 +16,8 @@ pub struct Path {
     pub(crate) candidates: Vec<Candidate>,
     pub(crate) local: Identity,
     pub(crate) peer: Identity,
+    /// The socket addresses of this end and of the peer; `None` without a socket.
+    pub(crate) addresses: Option<(SocketAddr, SocketAddr)>,
 }
 
 /// One backend that could have carried the connection.

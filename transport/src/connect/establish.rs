@@ -6,6 +6,7 @@ mod path_probe;
 mod probe_results;
 
 use std::collections::HashMap;
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
@@ -70,6 +71,7 @@ impl Establisher {
         let environment = &*self.environment;
         let deadline = environment.now() + self.handshake_time;
         let mut control = self.secure(Role::Connector, control, address, deadline).await?;
+        let addresses = control.addresses();
         let terms = self.terms(&candidates, features, &control, deadline)?;
         let greeting = handshake::greet_as_connector(&mut control, &terms, environment).await?;
         if let Some((.., option)) = asked.clone().find(|(_, feature, _)| greeting.features & feature == 0) {
@@ -139,7 +141,8 @@ impl Establisher {
                 }
             };
             let candidates = self.record(Role::Connector, &candidate, candidates, refused, &greeting);
-            let path = path(address.to_string(), &candidate, &context, (over_tls, streams), candidates);
+            let path =
+                path(address.to_string(), addresses, &candidate, &context, (over_tls, streams), candidates);
             return self.connection(&candidate, context, opened, path);
         }
         Err(no_path(&refused))
@@ -231,6 +234,7 @@ impl Establisher {
         admitted: &Admitted,
     ) -> Result<OwnedCore> {
         let AuthenticatedPeer { mut control, greeting, over_tls, mut candidates, mut refused } = caller;
+        let addresses = control.addresses();
         let environment = &*self.environment;
         let deadline = environment.now() + self.handshake_time;
         for _ in 0..PROPOSALS_MAX {
@@ -289,7 +293,7 @@ impl Establisher {
                 }
             };
             let candidates = self.record(Role::Acceptor, &candidate, candidates, refused, &greeting);
-            let path = path(address, &candidate, &context, (over_tls, streams), candidates);
+            let path = path(address, addresses, &candidate, &context, (over_tls, streams), candidates);
             return self.connection(&candidate, context, opened, path);
         }
         Err(Error::new(
@@ -586,6 +590,7 @@ struct AuthenticatedPeer {
 /// that takes it over keeps.
 fn path(
     address: String,
+    addresses: Option<(SocketAddr, SocketAddr)>,
     candidate: &BackendCandidate,
     context: &LinkContext,
     (over_tls, streams): (bool, u8),
@@ -594,5 +599,5 @@ fn path(
     let encrypted = over_tls && candidate.backend.takes_stream();
     let (chosen, checked, streams) = (candidate.backend.name(), context.checked, streams.into());
     let LinkContext { local, peer, .. } = *context;
-    Path { address, chosen, checked, encrypted, streams, candidates, local, peer }
+    Path { address, chosen, checked, encrypted, streams, candidates, local, peer, addresses }
 }

@@ -106,6 +106,23 @@ impl Control {
         let _ = rustix::net::connect_unspec(socket);
     }
 
+    /// Returns the socket addresses of this end and of the peer; `None` within a process. IPv4 addresses of an
+    /// IPv6 socket are returned as IPv4 addresses, so that both ends report the same.
+    pub(crate) fn addresses(&self) -> Option<(SocketAddr, SocketAddr)> {
+        let local = match &self.0 {
+            Transport::Socket(stream) => stream.local_addr().ok(),
+            Transport::Tls(stream) => stream.local_addr().ok(),
+            Transport::Process(_) => None,
+        };
+        let canonical = |address: SocketAddr| match address {
+            SocketAddr::V6(v6) if v6.ip().to_ipv4_mapped().is_some() => {
+                SocketAddr::new(address.ip().to_canonical(), address.port())
+            }
+            other => other,
+        };
+        Some((canonical(local?), canonical(self.peer_addr()?)))
+    }
+
     /// Returns the peer's address; `None` within a process.
     pub(crate) fn peer_addr(&self) -> Option<SocketAddr> {
         match &self.0 {

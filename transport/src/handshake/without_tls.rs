@@ -60,6 +60,10 @@ impl TlsStream {
         match *self {}
     }
 
+    pub(crate) fn local_addr(&self) -> io::Result<SocketAddr> {
+        match *self {}
+    }
+
     pub(crate) fn peer_addr(&self) -> io::Result<SocketAddr> {
         match *self {}
     }

@@ -86,6 +86,11 @@ impl TlsStream {
         self.socket.as_fd()
     }
 
+    /// Returns this end's address.
+    pub(crate) fn local_addr(&self) -> io::Result<SocketAddr> {
+        self.socket.local_addr()
+    }
+
     /// Returns the peer's address.
     pub(crate) fn peer_addr(&self) -> io::Result<SocketAddr> {
         self.socket.peer_addr()
