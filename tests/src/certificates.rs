@@ -2,7 +2,7 @@
 
 use rcgen::{
     BasicConstraints, CertificateParams, CertifiedIssuer, DnType, ExtendedKeyUsagePurpose, IsCa, KeyPair,
-    KeyUsagePurpose, PKCS_ED25519, date_time_ymd,
+    KeyUsagePurpose, PKCS_ED25519, SigningKey, date_time_ymd,
 };
 use towline::{Tls, TlsBuilder};
 
@@ -56,6 +56,60 @@ impl Authority {
         let certificate = params(names, kind).signed_by(&key, &self.issuer).expect("valid parts");
         Certificate { chain: certificate.pem(), key: key.serialize_pem() }
     }
+
+    /// As [`sign`](Self::sign), a certificate of X.509 version 1, which has no place for names.
+    pub fn sign_version_1(&self, seed: u8) -> Certificate {
+        let key = key(seed);
+        let certificate = params(&[], Kind::Usual).signed_by(&key, &self.issuer).expect("valid parts");
+        let der = as_version_1(certificate.der(), self.issuer.key());
+        Certificate { chain: pem::encode(&pem::Pem::new("CERTIFICATE", der)), key: key.serialize_pem() }
+    }
+}
+
+/// Returns a certificate of X.509 version 1, as a bare `openssl x509 -req` makes them: without the version and
+/// the extensions of `certificate`, and signed again.
+fn as_version_1(certificate: &[u8], issuer: &impl SigningKey) -> Vec<u8> {
+    const VERSION: u8 = 0xa0;
+    const EXTENSIONS: u8 = 0xa3;
+    const ED25519: [u8; 7] = [0x30, 5, 6, 3, 0x2b, 0x65, 0x70];
+    let (_, certificate, _) = element(certificate);
+    let (_, mut rest, _) = element(certificate);
+    let mut kept = Vec::new();
+    while !rest.is_empty() {
+        let before = rest;
+        let (tag, _, after) = element(rest);
+        if ![VERSION, EXTENSIONS].contains(&tag) {
+            kept.extend_from_slice(&before[..before.len() - after.len()]);
+        }
+        rest = after;
+    }
+    let signed = sequence(&kept);
+    let signature = issuer.sign(&signed).expect("a valid key");
+    // A BIT STRING with no unused bits.
+    let signature = [&[3, signature.len() as u8 + 1, 0], signature.as_slice()].concat();
+    sequence(&[signed.as_slice(), &ED25519, &signature].concat())
+}
+
+/// Splits DER into its first element's tag and contents, and the rest.
+fn element(der: &[u8]) -> (u8, &[u8], &[u8]) {
+    let (head, len) = match der[1] {
+        short @ ..0x80 => (2, usize::from(short)),
+        long => {
+            let head = 2 + usize::from(long & 0x7f);
+            (head, der[2..head].iter().fold(0, |len, byte| len << 8 | usize::from(*byte)))
+        }
+    };
+    (der[0], &der[head..head + len], &der[head + len..])
+}
+
+fn sequence(contents: &[u8]) -> Vec<u8> {
+    let len = contents.len();
+    let head: &[u8] = match len {
+        ..0x80 => &[0x30, len as u8],
+        0x80..0x100 => &[0x30, 0x81, len as u8],
+        _ => &[0x30, 0x82, (len >> 8) as u8, len as u8],
+    };
+    [head, contents].concat()
 }
 
 /// Creates a self-signed certificate.

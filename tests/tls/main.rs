@@ -4,6 +4,7 @@
 mod interceptor;
 mod refusals;
 mod settings;
+mod version_1;
 
 use std::time::Duration;
 

@@ -140,3 +140,37 @@ async fn a_renewed_certificate_applies_to_later_connections() {
     there.unwrap();
     assert_eq!(&received.unwrap().header()[..], b"there");
 }
+
+#[tokio::test]
+async fn any_name_of_the_authority_is_accepted_where_it_is_asked_for() {
+    let elsewhere = ours().sign(&["elsewhere"], 2, Kind::Usual);
+    let acceptor = Acceptor::open(tls_with(&elsewhere, &ours())).await;
+    let named = || connectors().shown_by(trusting(&ours()));
+    let error = refused(&endpoint(named().build().unwrap()), acceptor.listener.address()).await;
+    assert_error(&error, ErrorKind::Unauthenticated, &["is for another name", "any_name"]);
+    let near = endpoint(named().any_name(true).build().unwrap());
+    acceptor.meet(&near, acceptor.listener.address()).await;
+    acceptor.meet(&near, &acceptor.address(Scheme::Tls, "localhost")).await;
+
+    // Everything but the name is checked.
+    for (theirs, says) in [
+        (Authority::new(9).sign(&["127.0.0.1"], 2, Kind::Usual), "signed by no authority"),
+        (towline_tests::certificates::self_signed(&["127.0.0.1"], 2), "signed by no authority"),
+        (ours().sign(&["127.0.0.1"], 2, Kind::Expired), "has expired"),
+        (ours().sign(&["127.0.0.1"], 2, Kind::Future), "not valid yet"),
+    ] {
+        let acceptor = Acceptor::open(tls_with(&theirs, &ours())).await;
+        let error = refused(&near, acceptor.listener.address()).await;
+        assert_error(&error, ErrorKind::Unauthenticated, &[says]);
+    }
+}
+
+#[test]
+fn any_name_excludes_a_name_and_is_never_renewed_into() {
+    let error = trusting(&ours()).any_name(true).server_name("worker").build().unwrap_err();
+    assert_error(&error, ErrorKind::Invalid, &["exclude each other"]);
+    let any = || trusting(&ours()).any_name(true).build().unwrap();
+    let strict = endpoint(trusting(&ours()).build().unwrap());
+    assert_error(&strict.renew(None, Some(any())).unwrap_err(), ErrorKind::Invalid, &[]);
+    endpoint(any()).renew(None, Some(trusting(&ours()).build().unwrap())).unwrap();
+}

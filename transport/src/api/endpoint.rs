@@ -281,7 +281,8 @@ impl Endpoint {
     ///
     /// # Errors
     /// `Invalid` for a credential that the endpoint was built without. `Invalid` for TLS that does less than
-    /// the endpoint's: it shows no certificate, trusts no authority, or asks peers for no certificate.
+    /// the endpoint's: it shows no certificate, trusts no authority, accepts any name, or asks peers for no
+    /// certificate.
     /// Nothing changes then.
     pub fn renew(&self, token: Option<Token>, tls: Option<Tls>) -> Result<()> {
         self.establisher.process().check()?;

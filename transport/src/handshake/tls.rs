@@ -1,5 +1,6 @@
 //! TLS below the handshake: the certificate of an endpoint, and the authorities it trusts.
 
+mod any_name;
 mod errors;
 mod stream;
 
@@ -16,6 +17,7 @@ use rustls::{ClientConfig, RootCertStore, ServerConfig};
 
 use crate::{Error, ErrorKind, Result};
 
+use any_name::AnyName;
 pub(crate) use errors::tls_error;
 pub(crate) use rustls::Connection as TlsSession;
 pub(crate) use stream::{TlsStream, secure_as_acceptor, secure_as_connector};
@@ -55,6 +57,8 @@ struct TlsInner {
     server_name: Option<ServerName<'static>>,
     /// Listeners require a certificate of every peer.
     knows_clients: bool,
+    /// Connectors accept a certificate for any name.
+    any_name: bool,
 }
 
 /// Builds a [`Tls`].
@@ -64,6 +68,7 @@ pub struct TlsBuilder {
     certificate: Option<(Vec<u8>, Vec<u8>)>,
     authorities: Vec<Vec<u8>>,
     server_name: Option<String>,
+    any_name: bool,
     anonymous_clients: bool,
 }
 
@@ -74,9 +79,12 @@ impl Tls {
     }
 
     /// Returns whether these settings can do all that `others` can: present a certificate, trust an
-    /// authority, require certificates of peers.
+    /// authority, check a listener's name, require certificates of peers.
     pub(crate) fn does_what(&self, others: &Self) -> bool {
-        let does = |tls: &Self| [tls.0.server.is_some(), tls.0.client.is_some(), tls.0.knows_clients];
+        let does = |tls: &Self| {
+            let connects = tls.0.client.is_some();
+            [tls.0.server.is_some(), connects, connects && !tls.0.any_name, tls.0.knows_clients]
+        };
         does(self).into_iter().zip(does(others)).all(|(ours, theirs)| ours || !theirs)
     }
 
@@ -117,11 +125,12 @@ impl Tls {
 /// Shows what the settings allow, and nothing of a key.
 impl fmt::Debug for Tls {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let TlsInner { client, server, server_name, knows_clients } = &*self.0;
+        let TlsInner { client, server, server_name, knows_clients, any_name } = &*self.0;
         f.debug_struct("Tls")
             .field("listens", &server.is_some())
             .field("connects", &client.is_some())
             .field("server_name", server_name)
+            .field("any_name", any_name)
             .field("knows_clients", knows_clients)
             .finish()
     }
@@ -133,6 +142,7 @@ impl fmt::Debug for TlsBuilder {
             .field("certificate", &self.certificate.is_some())
             .field("authorities", &self.authorities.len())
             .field("server_name", &self.server_name)
+            .field("any_name", &self.any_name)
             .field("anonymous_clients", &self.anonymous_clients)
             .finish()
     }
@@ -158,6 +168,23 @@ impl TlsBuilder {
         self
     }
 
+    /// Accepts a listener's certificate for any name if a trusted authority signed it. For authorities that
+    /// sign for one cluster alone, whose certificates name no hosts.
+    ///
+    /// **Danger:** whoever holds any certificate of the authority, for whatever purpose, can pose as every
+    /// listener. Never use it with an authority that also signs for others, as public ones do. Signature,
+    /// validity and purpose are checked as usual. Not with a [server name](Self::server_name).
+    ///
+    /// ```no_run
+    /// # use towline::Tls;
+    /// let tls = Tls::builder().authority(std::fs::read("cluster-ca.pem")?).any_name(true).build()?;
+    /// # Ok::<(), Box<dyn std::error::Error>>(())
+    /// ```
+    pub fn any_name(mut self, any_name: bool) -> Self {
+        self.any_name = any_name;
+        self
+    }
+
     /// Accepts peers without a certificate although there is an authority. An endpoint that connects needs an
     /// authority, while its listeners may authenticate peers by the token alone.
     pub fn anonymous_clients(mut self, anonymous_clients: bool) -> Self {
@@ -166,8 +193,12 @@ impl TlsBuilder {
     }
 
     /// # Errors
-    /// `Invalid` if a certificate, key or name is not valid, or the key does not belong to the certificate.
+    /// `Invalid` if a certificate, key or name is not valid, the key does not belong to the certificate, the
+    /// certificate is of X.509 version 1, or both a server name and any name are set.
     pub fn build(self) -> Result<Tls> {
+        if self.any_name && self.server_name.is_some() {
+            return Err(invalid("any name and a server name exclude each other: leave one of them out"));
+        }
         let certificate = match &self.certificate {
             Some((chain, key)) => Some((certificates(chain, "certificate")?, private_key(key)?)),
             None => None,
@@ -182,8 +213,9 @@ impl TlsBuilder {
             }
             None => None,
         };
-        let client = roots.map(|roots| client(certificate, roots)).transpose()?.map(Arc::new);
-        Ok(Tls(Arc::new(TlsInner { client, server, server_name, knows_clients })))
+        let any_name = self.any_name;
+        let client = roots.map(|roots| client(certificate, roots, any_name)).transpose()?.map(Arc::new);
+        Ok(Tls(Arc::new(TlsInner { client, server, server_name, knows_clients, any_name })))
     }
 }
 
@@ -221,9 +253,16 @@ fn server(
 fn client(
     certificate: Option<(Vec<CertificateDer<'static>>, PrivateKeyDer<'static>)>,
     roots: Arc<RootCertStore>,
+    any_name: bool,
 ) -> Result<ClientConfig> {
     let builder = ClientConfig::builder_with_provider(provider()).with_protocol_versions(&[&TLS13]);
-    let builder = builder.map_err(unusable)?.with_root_certificates(roots);
+    let builder = builder.map_err(unusable)?;
+    let builder = if any_name {
+        let algorithms = provider().signature_verification_algorithms;
+        builder.dangerous().with_custom_certificate_verifier(Arc::new(AnyName { roots, algorithms }))
+    } else {
+        builder.with_root_certificates(roots)
+    };
     let mut config = match certificate {
         Some((chain, key)) => builder.with_client_auth_cert(chain, key).map_err(unusable)?,
         None => builder.with_no_client_auth(),
@@ -273,6 +312,12 @@ fn name(text: &str) -> Result<ServerName<'static>> {
 }
 
 fn unusable(error: impl std::error::Error + Send + Sync + 'static) -> Error {
+    let tls = (&error as &dyn std::any::Any).downcast_ref();
+    if let Some(rustls::Error::InvalidCertificate(wrong)) = tls
+        && errors::is_version_1(wrong)
+    {
+        return invalid(format!("the certificate {}", errors::VERSION_1));
+    }
     invalid("the certificate and its key cannot be used").caused_by(error)
 }
 

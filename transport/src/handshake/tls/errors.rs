@@ -2,7 +2,7 @@
 
 use std::io;
 
-use rustls::{AlertDescription as Alert, CertificateError, Connection, Error as TlsError};
+use rustls::{AlertDescription as Alert, CertificateError, Connection, Error as TlsError, OtherError};
 
 use crate::wire::handshake::Role;
 use crate::{Error, ErrorKind};
@@ -48,10 +48,21 @@ pub(super) fn cut_off() -> Error {
     Error::new(ErrorKind::PeerLost, "the peer ended the connection during the TLS handshake")
 }
 
+/// What is wrong with a certificate of version 1, and the remedy.
+pub(super) const VERSION_1: &str = "is of X.509 version 1, which can name no host and is not accepted: sign it again as version 3, \
+                                    with openssl x509 -req -extfile and a file that has the line subjectAltName=DNS:HOST";
+
+/// Returns whether the certificate is of another version than 3, as a bare `openssl x509 -req` makes them.
+pub(super) fn is_version_1(wrong: &CertificateError) -> bool {
+    let CertificateError::Other(OtherError(why)) = wrong else { return false };
+    matches!(why.downcast_ref(), Some(webpki::Error::UnsupportedCertVersion))
+}
+
 /// Returns why the peer's certificate is not trusted.
 fn certificate(role: Role, wrong: &CertificateError) -> String {
     let peer = peer_of(role);
     match wrong {
+        wrong if is_version_1(wrong) => format!("the {peer}'s certificate {VERSION_1}"),
         CertificateError::Expired | CertificateError::ExpiredContext { .. } => {
             format!("the {peer}'s certificate has expired: renew it, or set this machine's clock right")
         }
@@ -64,7 +75,7 @@ fn certificate(role: Role, wrong: &CertificateError) -> String {
         ),
         CertificateError::NotValidForName | CertificateError::NotValidForNameContext { .. } => format!(
             "the {peer}'s certificate is for another name than the one connected to: connect to a name or IP address in it, \
-             or set the expected name"
+             set the expected name, or accept any name that this authority signed (`TlsBuilder::any_name`)"
         ),
         CertificateError::InvalidPurpose | CertificateError::InvalidPurposeContext { .. } => {
             format!("the {peer}'s certificate is not valid for a {peer}, by its extended key usage")
