@@ -4,7 +4,7 @@
 //! and publishes that. Where the scheduler sees the worker on its own host, peers substitute the host at
 //! which they reach the scheduler.
 
-use std::net::{IpAddr, Ipv4Addr, SocketAddr, UdpSocket};
+use std::net::{IpAddr, Ipv4Addr, UdpSocket};
 use std::time::Duration;
 
 use towline::{Address, Connection, Endpoint, Identity, Scheme};
