@@ -4,7 +4,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use towline::{Address, Connection, Scheme, Token, blocking};
 
-use crate::backends::{Row, meet};
+use crate::backends::{Row, connect_pair};
 use crate::polls::in_time;
 use crate::suite::cases;
 
@@ -31,7 +31,7 @@ async fn both_ends_report_the_same_addresses(row: &'static Row) {
         }
         // The same path, established over a socket.
         pair.listener = pair.far.listen(&"towline://127.0.0.1:0".parse().unwrap()).await.unwrap();
-        (pair.a, pair.b) = meet(&pair.near, &pair.listener).await;
+        (pair.a, pair.b) = connect_pair(&pair.near, &pair.listener).await;
     }
     let host: IpAddr = pair.listener.address().host().trim_matches(['[', ']']).parse().unwrap();
     let (local, peer) = assert_mirrored(&pair.a, &pair.b);
@@ -39,7 +39,7 @@ async fn both_ends_report_the_same_addresses(row: &'static Row) {
     assert_eq!(local.ip(), host);
     assert_ne!(local.port(), peer.port());
     // Another connection has an address of its own, and the first keeps its own after its end.
-    let (a, b) = meet(&pair.near, &pair.listener).await;
+    let (a, b) = connect_pair(&pair.near, &pair.listener).await;
     assert_eq!(assert_mirrored(&a, &b).1, peer);
     assert_ne!(a.local_address(), Some(local));
     in_time("close", pair.a.close()).await.unwrap();
