@@ -6,12 +6,11 @@ mod path_probe;
 mod probe_results;
 
 use std::collections::HashMap;
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
 
-use self::candidates::{BackendCandidate, no_path, prepare};
+use self::candidates::{BackendCandidate, no_path, path, prepare};
 pub(crate) use self::credentials::{CredentialSet, Credentials};
 pub(crate) use self::probe_results::ProbeResults;
 use self::probe_results::{ProbePermit, ProbeResult};
@@ -584,20 +583,4 @@ struct AuthenticatedPeer {
     over_tls: bool,
     candidates: Vec<BackendCandidate>,
     refused: Vec<Candidate>,
-}
-
-/// Makes the path's description. `over_tls` says whether the handshake stream uses TLS, which the backend
-/// that takes it over keeps.
-fn path(
-    address: String,
-    addresses: Option<(SocketAddr, SocketAddr)>,
-    candidate: &BackendCandidate,
-    context: &LinkContext,
-    (over_tls, streams): (bool, u8),
-    candidates: Vec<Candidate>,
-) -> Path {
-    let encrypted = over_tls && candidate.backend.takes_stream();
-    let (chosen, checked, streams) = (candidate.backend.name(), context.checked, streams.into());
-    let LinkContext { local, peer, .. } = *context;
-    Path { address, chosen, checked, encrypted, streams, candidates, local, peer, addresses }
 }

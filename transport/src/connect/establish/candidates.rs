@@ -1,10 +1,11 @@
 //! The candidate backends of a connection, and the state of each.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 
 use super::Establisher;
 use crate::address::Address;
-use crate::backend::path::{Candidate, CandidateState};
+use crate::backend::path::{Candidate, CandidateState, Path};
 use crate::backend::{Backend, LinkContext, PLANNED, Preference, Probe, Role};
 use crate::error::{Error, ErrorKind};
 use crate::handshake::{Greeting, INFO_LEN_MAX};
@@ -166,4 +167,20 @@ pub(super) fn no_path(refused: &[Candidate]) -> Error {
         .map(|candidate| format!("{} refused because {}", candidate.name, candidate.reason))
         .collect();
     Error::new(ErrorKind::Unavailable, format!("no path to the peer: {}", reasons.join("; ")))
+}
+
+/// Makes the path's description. `over_tls` says whether the handshake stream uses TLS, which the backend
+/// that takes it over keeps.
+pub(super) fn path(
+    address: String,
+    addresses: Option<(SocketAddr, SocketAddr)>,
+    candidate: &BackendCandidate,
+    context: &LinkContext,
+    (over_tls, streams): (bool, u8),
+    candidates: Vec<Candidate>,
+) -> Path {
+    let encrypted = over_tls && candidate.backend.takes_stream();
+    let (chosen, checked, streams) = (candidate.backend.name(), context.checked, streams.into());
+    let LinkContext { local, peer, .. } = *context;
+    Path { address, chosen, checked, encrypted, streams, candidates, local, peer, addresses }
 }
