@@ -6,6 +6,7 @@ mod chunked_sends;
 mod chunks;
 pub(crate) mod count;
 pub(crate) mod credit;
+pub(crate) mod cursor;
 pub(crate) mod fetching;
 pub(crate) mod handshake;
 pub(crate) mod integrity;

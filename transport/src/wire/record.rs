@@ -9,6 +9,7 @@ mod tests;
 use crate::error::{Error, ErrorKind, Result};
 use crate::memory::Place;
 use crate::transfer::message::{Delivery, EAGER_LEN_MAX, FRAMES_MAX, FrameInfo, Table, check_limits};
+use crate::wire::cursor::Cursor;
 use crate::wire::fetching::{ADDRESS_LEN, FETCHED_FRAMES_MAX};
 use crate::wire::lending::{LENT_FRAME_LEN, LENT_FRAMES_MAX, Scope};
 
@@ -25,6 +26,9 @@ const RECORD_HEAD_LEN: usize = 16;
 pub(crate) const RECORDS_LEN_MAX: usize = 2 << 20;
 /// The most bytes of data in one packet of a stream.
 pub(crate) const DATA_LEN_MAX: usize = 1 << 20;
+/// The names of the structures, for errors.
+const HEAD: &str = "a packet's head";
+const RECORD: &str = "a record";
 /// The longest reason that a refusal carries, in bytes.
 const REASON_LEN_MAX: usize = 1024;
 
@@ -90,7 +94,7 @@ impl Head {
     }
 
     pub(crate) fn decode(bytes: &[u8], data_len_max: usize) -> Result<Self> {
-        let mut fields = Fields(bytes);
+        let mut fields = Cursor::new(bytes, HEAD);
         let (records_len, data_len) = (fields.u32()? as usize, fields.u32()? as usize);
         let transfer = fields.u64()?;
         if records_len > RECORDS_LEN_MAX || data_len > data_len_max {
@@ -120,7 +124,7 @@ pub(crate) fn put_offset(bytes: &mut [u8], offset: u64) {
 
 /// Reads the offset after the head at the start of `bytes`.
 pub(crate) fn offset_of(bytes: &[u8]) -> Result<u64> {
-    Fields(bytes.get(HEAD_LEN..).unwrap_or_default()).u64()
+    Cursor::new(bytes.get(HEAD_LEN..).unwrap_or_default(), HEAD).u64()
 }
 
 /// A decoded record.
@@ -323,15 +327,15 @@ pub(crate) fn len_of_first(records: &[u8]) -> usize {
 
 /// Decodes the next record and removes it from `records`.
 pub(crate) fn take<'a>(records: &mut &'a [u8]) -> Result<Record<'a>> {
-    let mut fields = Fields(records);
+    let mut fields = Cursor::new(records, RECORD);
     let (kind, flags) = (fields.u8()?, fields.u8()?);
     if fields.take(2)? != [0, 0] {
         return Err(corrupt("a record's reserved bytes are not zero"));
     }
     let body_len = fields.u32()? as usize;
     let id = fields.u64()?;
-    let mut body = Fields(fields.take(body_len)?);
-    *records = fields.0;
+    let mut body = Cursor::new(fields.take(body_len)?, RECORD);
+    *records = fields.rest();
     let known = match kind {
         MESSAGE => ACK_NOW | STREAMS | EAGER | LENT | FETCHABLE | BOUNCED,
         ACK => REJECTED,
@@ -343,7 +347,7 @@ pub(crate) fn take<'a>(records: &mut &'a [u8]) -> Result<Record<'a>> {
     }
     let record = match kind {
         MESSAGE => Record::Message(take_message(&mut body, id, flags)?),
-        ACCEPT => Record::Accept { id, discarded: body.rest(FRAMES_MAX / 8)? },
+        ACCEPT => Record::Accept { id, discarded: take_rest(&mut body, FRAMES_MAX / 8)? },
         ACK => {
             let delivery = if flags & REJECTED == 0 { Delivery::Delivered } else { Delivery::Rejected };
             Record::Ack { first: id, count: body.u32()?, delivery }
@@ -352,12 +356,13 @@ pub(crate) fn take<'a>(records: &mut &'a [u8]) -> Result<Record<'a>> {
         PING => Record::Ping,
         PONG => Record::Pong,
         GET => {
-            let (key, offset, len) = body.range()?;
+            let (key, offset, len) = take_range(&mut body)?;
             Record::Get { id, key, offset, len }
         }
         PUT => {
-            let (key, offset, len) = body.range()?;
-            let payload = if flags & STREAMS == 0 { None } else { Some(body.rest(EAGER_LEN_MAX as usize)?) };
+            let (key, offset, len) = take_range(&mut body)?;
+            let payload =
+                if flags & STREAMS == 0 { None } else { Some(take_rest(&mut body, EAGER_LEN_MAX as usize)?) };
             if payload.is_some_and(|payload| payload.len() as u64 != len) {
                 return Err(corrupt("a put's payload does not have the announced length"));
             }
@@ -366,26 +371,26 @@ pub(crate) fn take<'a>(records: &mut &'a [u8]) -> Result<Record<'a>> {
         READY_TO_RECEIVE => Record::ReadyToReceive { id },
         DONE => Record::Done { id },
         REFUSED => {
-            let reason = String::from_utf8_lossy(body.rest(REASON_LEN_MAX)?);
+            let reason = String::from_utf8_lossy(take_rest(&mut body, REASON_LEN_MAX)?);
             Record::Refused { id, reason: reason.replace(char::is_control, " ") }
         }
         CLOSE => Record::Close { packets: id },
         other => return Err(corrupt(format!("a record of unknown kind {other}"))),
     };
-    if !body.0.is_empty() {
-        return Err(corrupt(format!("a record of kind {kind} is {} bytes too long", body.0.len())));
+    match body.len() {
+        0 => Ok(record),
+        extra => Err(corrupt(format!("a record of kind {kind} is {extra} bytes too long"))),
     }
-    Ok(record)
 }
 
-fn take_message<'a>(body: &mut Fields<'a>, id: u64, flags: u8) -> Result<Announcement<'a>> {
+fn take_message<'a>(body: &mut Cursor<'a>, id: u64, flags: u8) -> Result<Announcement<'a>> {
     let (header_len, count) = (body.u32()? as usize, body.u32()? as usize);
     check_limits(header_len, count, 0).map_err(|error| corrupt(error.detail().to_owned()))?;
     let table = body.take(8 * count)?;
     let mut frames = Table::with_capacity(count);
     let mut payload_len = 0u64;
     for entry in table.chunks_exact(8) {
-        let entry = Fields(entry).u64()?;
+        let entry = Cursor::new(entry, RECORD).u64()?;
         let (len, code) = (entry & ((1 << 48) - 1), (entry >> 48) as u16);
         let place =
             Place::from_code(code).ok_or_else(|| corrupt(format!("a frame in unknown place {code:#x}")))?;
@@ -395,7 +400,7 @@ fn take_message<'a>(body: &mut Fields<'a>, id: u64, flags: u8) -> Result<Announc
     check_limits(header_len, count, payload_len).map_err(|error| corrupt(error.detail().to_owned()))?;
     let header = body.take(header_len)?;
     let payload = match flags & (EAGER | STREAMS | LENT | FETCHABLE | BOUNCED) {
-        EAGER => Payload::Eager(body.rest(EAGER_LEN_MAX as usize)?),
+        EAGER => Payload::Eager(take_rest(body, EAGER_LEN_MAX as usize)?),
         STREAMS => Payload::Streams,
         LENT => take_lent(Scope::Arenas, body, &frames)?,
         way if way == LENT | BOUNCED => take_lent(Scope::Large, body, &frames)?,
@@ -421,49 +426,21 @@ fn take_message<'a>(body: &mut Fields<'a>, id: u64, flags: u8) -> Result<Announc
     Ok(Announcement { id, ack_now: flags & ACK_NOW != 0, payload, header, frames })
 }
 
-fn take_lent<'a>(scope: Scope, body: &mut Fields<'a>, frames: &[FrameInfo]) -> Result<Payload<'a>> {
+fn take_lent<'a>(scope: Scope, body: &mut Cursor<'a>, frames: &[FrameInfo]) -> Result<Payload<'a>> {
     let lent_frames = body.take(LENT_FRAME_LEN * frames.iter().filter(|frame| scope.lends(frame)).count())?;
-    Ok(Payload::Lent(scope, lent_frames.as_chunks().0, body.rest(EAGER_LEN_MAX as usize)?))
+    Ok(Payload::Lent(scope, lent_frames.as_chunks().0, take_rest(body, EAGER_LEN_MAX as usize)?))
 }
 
-/// Little-endian fields, read from the front.
-struct Fields<'a>(&'a [u8]);
-
-impl<'a> Fields<'a> {
-    fn take(&mut self, len: usize) -> Result<&'a [u8]> {
-        let (taken, rest) = self.0.split_at_checked(len).ok_or_else(|| corrupt("a record is cut short"))?;
-        self.0 = rest;
-        Ok(taken)
+/// Reads all bytes that are left, at most `len_max`.
+fn take_rest<'a>(fields: &mut Cursor<'a>, len_max: usize) -> Result<&'a [u8]> {
+    match fields.len() {
+        len if len > len_max => Err(corrupt(format!("{len} bytes exceed the limit of {len_max}"))),
+        _ => Ok(fields.rest()),
     }
+}
 
-    fn rest(&mut self, len_max: usize) -> Result<&'a [u8]> {
-        if self.0.len() > len_max {
-            return Err(corrupt(format!("{} bytes exceed the limit of {len_max}", self.0.len())));
-        }
-        Ok(std::mem::take(&mut self.0))
-    }
-
-    fn array<const N: usize>(&mut self) -> Result<[u8; N]> {
-        let mut array = [0; N];
-        array.copy_from_slice(self.take(N)?);
-        Ok(array)
-    }
-
-    fn u8(&mut self) -> Result<u8> {
-        self.array().map(u8::from_le_bytes)
-    }
-
-    fn u32(&mut self) -> Result<u32> {
-        self.array().map(u32::from_le_bytes)
-    }
-
-    fn u64(&mut self) -> Result<u64> {
-        self.array().map(u64::from_le_bytes)
-    }
-
-    fn range(&mut self) -> Result<([u8; 16], u64, u64)> {
-        Ok((self.array()?, self.u64()?, self.u64()?))
-    }
+fn take_range(fields: &mut Cursor<'_>) -> Result<([u8; 16], u64, u64)> {
+    Ok((fields.array()?, fields.u64()?, fields.u64()?))
 }
 
 pub(crate) fn corrupt(why: impl Into<std::borrow::Cow<'static, str>>) -> Error {

@@ -4,16 +4,15 @@
 use ucx_sys::Version;
 
 use crate::error::{Error, ErrorKind, Result};
+use crate::wire::cursor::Cursor;
 
 /// The version of this layout.
 const LAYOUT: u8 = 1;
-/// The layout, a zero byte, and three 16-bit numbers of the version.
-const HEAD_LEN: usize = 8;
 /// The shortest worker address: a byte of flags and eight bytes of identifier. UCX parses an address without
 /// a length, so this is the only possible check: see docs/safety.md.
 const ADDRESS_LEN_MIN: usize = 9;
 
-/// One end's endpoint info.
+/// One end's endpoint info. Encoded: the layout, a zero byte, three 16-bit numbers of the version, the address.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct EndpointInfo {
     pub(super) version: Version,
@@ -29,20 +28,23 @@ impl EndpointInfo {
     }
 
     pub(super) fn decode(bytes: &[u8]) -> Result<Self> {
-        let corrupt = |why| Err(Error::new(ErrorKind::Corrupt, why));
-        match bytes.first() {
-            None => return corrupt("the peer sent no worker address"),
-            Some(&layout) if layout != LAYOUT => {
-                let why = format!("the peer uses layout {layout} over UCX, and this end layout {LAYOUT}");
-                return Err(Error::new(ErrorKind::Unsupported, why));
-            }
-            Some(_) if bytes.len() < HEAD_LEN + ADDRESS_LEN_MIN => {
-                return corrupt("the peer's endpoint info is shorter than any with a worker's address");
-            }
-            Some(_) => {}
+        let corrupt = |why| Error::new(ErrorKind::Corrupt, why);
+        if bytes.is_empty() {
+            return Err(corrupt("the peer sent no worker address"));
         }
-        let word = |at: usize| u32::from(u16::from_le_bytes([bytes[at], bytes[at + 1]]));
-        Ok(Self { version: Version::new(word(2), word(4), word(6)), address: bytes[HEAD_LEN..].to_vec() })
+        let mut fields = Cursor::new(bytes, "the peer's endpoint info");
+        let layout = fields.u8()?;
+        if layout != LAYOUT {
+            let why = format!("the peer uses layout {layout} over UCX, and this end layout {LAYOUT}");
+            return Err(Error::new(ErrorKind::Unsupported, why));
+        }
+        fields.take(1)?; // Reserved: zero, and ignored.
+        let (major, minor, release) = (fields.u16()?, fields.u16()?, fields.u16()?);
+        if fields.len() < ADDRESS_LEN_MIN {
+            return Err(corrupt("the peer's endpoint info is shorter than any with a worker's address"));
+        }
+        let version = Version::new(major.into(), minor.into(), release.into());
+        Ok(Self { version, address: fields.rest().to_vec() })
     }
 }
 
