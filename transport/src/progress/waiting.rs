@@ -151,9 +151,14 @@ impl Waiters {
 
     /// Polls the link on behalf of its callers.
     pub(crate) fn poll_link(&self) -> Progress {
+        self.poll(&***self.link.load())
+    }
+
+    /// Polls the link, which the caller has loaded.
+    fn poll(&self, link: &dyn Link) -> Progress {
         // Two concurrent polls may count once: the count only shows whether any waiter polled.
         self.polls.store(self.polls().wrapping_add(1), Ordering::Relaxed);
-        self.link.load().progress()
+        link.progress()
     }
 
     /// Arms the driver: it sleeps on the source.

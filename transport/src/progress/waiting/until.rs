@@ -59,6 +59,8 @@ impl<'a, F> Until<'a, F> {
         F: FnMut(&mut Context<'_>) -> Poll<T>,
     {
         let Self { waiters, check, waiter, idle_since, .. } = self;
+        // Loaded once: a load costs about as much as a poll that finds nothing.
+        let link = waiters.link.load();
         // A task that never waits must still let its sibling tasks run.
         let budget = ready!(poll_proceed(cx));
         // While this task polls, nothing needs to wake it. The real waker is registered only before the task
@@ -75,7 +77,7 @@ impl<'a, F> Until<'a, F> {
                 // The driver need not wake for every packet while a caller polls.
                 is_leader = waiters.try_lead(waiter, cx);
             }
-            if waiters.poll_link() == Progress::Moved {
+            if waiters.poll(&***link) == Progress::Moved {
                 *idle_since = None;
                 moves += 1;
                 if moves < PROGRESS_MAX {
@@ -85,8 +87,7 @@ impl<'a, F> Until<'a, F> {
                 return Poll::Pending;
             }
             // A link without a source makes progress by itself, and wakes its waiters.
-            let stops =
-                waiters.link.load().source().is_none() || (!is_leader && !waiters.try_lead(waiter, cx));
+            let stops = link.source().is_none() || (!is_leader && !waiters.try_lead(waiter, cx));
             is_leader = !stops;
             if !stops && waiters.wait != Wait::Sleep {
                 idle_polls += 1;
