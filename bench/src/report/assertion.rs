@@ -125,9 +125,9 @@ impl Assertion {
             .filter(|bound| bound.is_finite())
             .ok_or_else(|| format!("`{number}` is not a number"))?;
         let (transport, rest) =
-            selector.split_once('.').ok_or("there is not a transport.pattern.size before the field")?;
+            selector.split_once('.').ok_or("transport.pattern.size is missing before the field")?;
         let (pattern, rest) = rest.split_once('.').ok_or("there is no size after the pattern")?;
-        let end = rest.find(['.', '[']).ok_or("there is not a field after the size")?;
+        let end = rest.find(['.', '[']).ok_or("a field is missing after the size")?;
         let (size, rest) = rest.split_at(end);
         if transport.contains('?') {
             return Err("options of a transport belong in brackets".to_owned());
@@ -389,10 +389,10 @@ mod tests {
             ("tcp.bandwidth.1M.gb_per_s>=nan", "not a number"),
             ("tcp.bandwidth.1M.gb_per_s>=inf", "not a number"),
             ("tcp.bandwidth.1M.gb_per_s>>1", "not a number"),
-            (">=1", "no transport.pattern.size"),
-            ("gb_per_s>=1", "no transport.pattern.size"),
+            (">=1", "transport.pattern.size is missing"),
+            ("gb_per_s>=1", "transport.pattern.size is missing"),
             ("tcp.bandwidth>=1", "no size"),
-            ("tcp.bandwidth.1M>=1", "no field"),
+            ("tcp.bandwidth.1M>=1", "a field is missing"),
             ("tcp.bandwidth.gb_per_s.x>=1", "`gb_per_s` is not a size"),
             ("tcp.bandwidth.0.gb_per_s>=1", "at least 1 byte"),
             ("udp.bandwidth.1M.gb_per_s>=1", "`udp` is not a transport"),

@@ -224,11 +224,11 @@ mod tests {
     #[test]
     fn what_is_no_document_is_refused() {
         for (text, says) in [
-            ("", "no JSON"),
-            ("{}", "no document of schema 1"),
-            ("{\"schema\":2}", "no document of schema 1"),
+            ("", "not JSON"),
+            ("{}", "not a document of schema 1"),
+            ("{\"schema\":2}", "not a document of schema 1"),
             ("{\"schema\":1}", "no results"),
-            ("{\"schema\":1,\"results\":[7]}", "no row"),
+            ("{\"schema\":1,\"results\":[7]}", "not a row"),
             ("{\"schema\":1,\"results\":[{\"histogram\":7}]}", "one of its histograms"),
         ] {
             let why = EarlierRun::read(text).map(drop).unwrap_err();
