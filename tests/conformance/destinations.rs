@@ -1,5 +1,7 @@
 //! A message arrives in the destinations that its receiver names, and stays receivable after invalid ones.
 
+use std::time::Duration;
+
 use towline::{BufferMut, Destination, ErrorKind, Place, Pool};
 use towline_tests::scarce::Scarce;
 
@@ -17,6 +19,7 @@ cases! {
         a_message_stays_after_a_buffer_too_small_for_it,
         a_message_without_memory_is_rejected_or_stays,
         pool_memory_returns_with_the_last_frame,
+        idle_pool_memory_is_freed_after_a_time,
         a_message_larger_than_the_pool_arrives;
 }
 
@@ -207,6 +210,17 @@ async fn pool_memory_returns_with_the_last_frame(row: &'static Row) {
     drop(kept);
     let in_use = || [&pair.near, &pair.far].map(|end| end.pool().stats().in_use_bytes);
     eventually("the pools have their memory back", || in_use() == [0, 0]).await;
+}
+
+async fn idle_pool_memory_is_freed_after_a_time(row: &'static Row) {
+    let pair = row.pair_with(|builder| builder.pool_idle_time(Duration::from_millis(50))).await;
+    for len in [5000, 300_000] {
+        let (sent, taken) = tokio::join!(pair.a.deliver(message(1, &[len])), pair.b.recv());
+        sent.unwrap();
+        assert_message(&taken.unwrap(), 1, &[len]);
+        let idle = || [&pair.near, &pair.far].map(|end| end.pool().stats().idle_bytes);
+        eventually("idle memory is freed", || idle() == [0, 0]).await;
+    }
 }
 
 async fn a_message_larger_than_the_pool_arrives(row: &'static Row) {

@@ -2,7 +2,7 @@
 
 use std::collections::HashMap;
 use std::net::SocketAddr;
-use std::sync::Arc;
+use std::sync::{Arc, Weak};
 use std::time::Duration;
 
 use tokio::sync::oneshot;
@@ -94,6 +94,7 @@ pub struct Builder {
     environment: Option<Arc<dyn Environment>>,
     backends: Vec<Arc<dyn Backend>>,
     pools: HashMap<Place, Pool>,
+    pool_idle_time: Option<Duration>,
     bounce_arena_bytes_max: Option<usize>,
     token: Option<Token>,
     trusts_user: bool,
@@ -153,6 +154,7 @@ impl Endpoint {
             environment: None,
             backends: backend::all(),
             pools: HashMap::new(),
+            pool_idle_time: None,
             bounce_arena_bytes_max: None,
             token: None,
             trusts_user: false,
@@ -388,6 +390,14 @@ impl Builder {
         self
     }
 
+    /// Sets after which time idle memory of the endpoint's pools is freed. A block goes once nothing has used
+    /// it for one to two of these times, of at least 10 ms each. By default idle memory is kept up to the
+    /// pool's bound.
+    pub fn pool_idle_time(mut self, time: Duration) -> Self {
+        self.pool_idle_time = Some(time.max(Duration::from_millis(10)));
+        self
+    }
+
     /// Sets how much shared memory may hold copies of payload that is sent from memory outside arenas.
     ///
     /// It serves trusted peers of this host that receive without naming memory: they read the payload there,
@@ -482,6 +492,10 @@ impl Builder {
         let bounce_arena_bytes_max =
             self.bounce_arena_bytes_max.unwrap_or_else(|| bounded(BOUNCE_ARENA_BYTES_MAX));
         let driver = Driver::start(environment.clone(), self.heartbeat)?;
+        let pools = Arc::new(self.pools);
+        if let Some(time) = self.pool_idle_time {
+            environment.spawn(Box::pin(age_pools(environment.clone(), Arc::downgrade(&pools), time)));
+        }
         let establisher = Establisher {
             identity: Identity::of_this_process(&*environment),
             environment,
@@ -489,7 +503,7 @@ impl Builder {
             backends: self.backends,
             credentials: Credentials::new(self.token, self.tls),
             trusts_user: self.trusts_user,
-            pools: Arc::new(self.pools),
+            pools,
             bounce_arena: BounceArena::new(bounce_arena_bytes_max),
             unfinished: RecordBudget::new(AvailableMemory::bounded(u64::MAX, MEMORY_SHARE)),
             wait: self.wait,
@@ -506,6 +520,15 @@ impl Builder {
             insecure: self.insecure,
             unauthenticated_max: self.unauthenticated_max,
         })
+    }
+}
+
+/// Ages the pools every `time`, until the endpoint and its connections are gone.
+async fn age_pools(environment: Arc<dyn Environment>, pools: Weak<HashMap<Place, Pool>>, time: Duration) {
+    loop {
+        environment.sleep_until(environment.now().saturating_add(time)).await;
+        let Some(pools) = pools.upgrade() else { return };
+        pools.values().for_each(Pool::age);
     }
 }
 

@@ -157,6 +157,35 @@ impl Pool {
     pub fn trim(&self) {
         self.0.trim();
     }
+
+    /// Frees the blocks that nothing has used since the last call. Called at a steady interval, it returns
+    /// memory that was idle for one to two intervals, and keeps what is in use now and then.
+    /// [`Builder::pool_idle_time`](crate::Builder::pool_idle_time) does so for an endpoint's pools.
+    ///
+    /// ```
+    /// use towline::Pool;
+    ///
+    /// let pool = Pool::new(64 << 20);
+    /// drop(pool.take(100_000)?);
+    /// pool.age(); // the block was used since the last call
+    /// assert!(pool.stats().idle_bytes > 0);
+    /// pool.age();
+    /// assert_eq!(pool.stats().idle_bytes, 0);
+    /// # Ok::<(), towline::Error>(())
+    /// ```
+    pub fn age(&self) {
+        let freed = self.0.free_lists().map(|mut free_lists| free_lists.age());
+        drop(freed); // after the lock, because freeing a mapping is slow
+    }
+
+    /// Changes the bound on the idle bytes, and frees idle blocks beyond it.
+    pub fn set_idle_bytes_max(&self, idle_bytes_max: usize) {
+        let freed = self.0.free_lists().map(|mut free_lists| {
+            free_lists.stats.idle_bytes_max = idle_bytes_max;
+            free_lists.shrink_to(idle_bytes_max)
+        });
+        drop(freed);
+    }
 }
 
 const SHARED_BYTES_MAX: usize = 64 << 10;
@@ -229,8 +258,18 @@ struct FreeLists {
 #[derive(Default)]
 struct FreeList {
     blocks: Vec<Arc<dyn Allocation>>,
+    /// The fewest blocks since the pool aged last: so many at the front were not used since.
+    unused: usize,
     block_bytes: usize,
     used_at: u64,
+}
+
+impl FreeList {
+    fn pop(&mut self) -> Option<Arc<dyn Allocation>> {
+        let block = self.blocks.pop();
+        self.unused = self.unused.min(self.blocks.len());
+        block
+    }
 }
 
 impl FreeLists {
@@ -240,7 +279,8 @@ impl FreeLists {
 
     /// Takes an idle block of that class, if there is one. Counts a block as in use either way.
     fn take(&mut self, class: SizeClass) -> Option<Arc<dyn Allocation>> {
-        let block = self.free_list(class).blocks.pop();
+        let free_list = self.free_list(class);
+        let block = free_list.pop();
         self.stats.in_use_bytes += class.bytes;
         if block.is_some() {
             self.stats.idle_bytes -= class.bytes;
@@ -267,7 +307,7 @@ impl FreeLists {
                 freed.push(block); // only this class is left, and its idle blocks are as good
                 return freed;
             }
-            freed.extend(stale.blocks.pop());
+            freed.extend(stale.pop());
             self.stats.idle_bytes -= stale.block_bytes;
         }
         self.stats.idle_bytes += class.bytes;
@@ -277,6 +317,30 @@ impl FreeLists {
 
     fn forget(&mut self, class: SizeClass) {
         self.stats.in_use_bytes -= class.bytes;
+    }
+
+    /// Returns the blocks that nothing has used since the last call, to be freed.
+    fn age(&mut self) -> Vec<Arc<dyn Allocation>> {
+        let mut freed = Vec::new();
+        for free_list in &mut self.free_lists {
+            self.stats.idle_bytes -= free_list.unused * free_list.block_bytes;
+            freed.extend(free_list.blocks.drain(..free_list.unused));
+            free_list.unused = free_list.blocks.len();
+        }
+        freed
+    }
+
+    /// Returns blocks to be freed until at most `idle_bytes` are idle, first those of the least recently used
+    /// classes.
+    fn shrink_to(&mut self, idle_bytes: usize) -> Vec<Arc<dyn Allocation>> {
+        let mut freed = Vec::new();
+        while self.stats.idle_bytes > idle_bytes {
+            let used = self.free_lists.iter_mut().filter(|free_list| !free_list.blocks.is_empty());
+            let Some(stale) = used.min_by_key(|free_list| free_list.used_at) else { break };
+            freed.extend(stale.pop());
+            self.stats.idle_bytes -= stale.block_bytes;
+        }
+        freed
     }
 
     fn empty(&mut self) -> Vec<FreeList> {

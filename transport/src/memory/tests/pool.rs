@@ -65,6 +65,41 @@ fn idle_bytes_stay_within_their_bound() {
 }
 
 #[test]
+fn a_block_ages_unless_it_is_used() {
+    let pool = Pool::new(1 << 20);
+    drop([(); 3].map(|()| pool.take(4096).unwrap()));
+    drop(pool.take(8192).unwrap());
+    pool.age();
+    assert_eq!(pool.stats().idle_bytes, 3 * 4096 + 8192, "all were in use since the pool was made");
+    // Two of the three are used, at different times.
+    drop([(); 2].map(|()| pool.take(4096).unwrap()));
+    drop(pool.take(4096).unwrap());
+    pool.age();
+    assert_eq!(pool.stats().idle_bytes, 2 * 4096);
+    assert_eq!(pool.stats().misses, 4, "what was used is recycled");
+    pool.age();
+    assert_eq!(pool.stats().idle_bytes, 0);
+    let held = pool.take(4096).unwrap();
+    pool.age();
+    drop(held);
+    assert_eq!((pool.stats().in_use_bytes, pool.stats().idle_bytes), (0, 4096));
+}
+
+#[test]
+fn a_lower_bound_frees_what_is_idle_beyond_it() {
+    let pool = Pool::new(1 << 20);
+    drop([(); 3].map(|()| pool.take(4096).unwrap()));
+    drop(pool.take(8192).unwrap());
+    pool.set_idle_bytes_max(13_000);
+    assert_eq!((pool.stats().idle_bytes, pool.stats().idle_bytes_max), (4096 + 8192, 13_000));
+    pool.set_idle_bytes_max(0);
+    assert_eq!(pool.stats().idle_bytes, 0);
+    pool.set_idle_bytes_max(1 << 20);
+    drop(pool.take(4096).unwrap());
+    assert_eq!(pool.stats().idle_bytes, 4096);
+}
+
+#[test]
 fn buffers_outlive_their_pool() {
     let pool = Pool::new(1 << 20);
     drop(pool.take(1000).unwrap());
