@@ -124,7 +124,7 @@ async fn a_join_of_an_unknown_connection_is_refused(row: &'static Row) {
         let mut stream = dial(&listener).await;
         send(&mut stream, &hand(8, &[7; 49])).await.unwrap();
         let (kind, body) = read_handshake(&mut stream).await;
-        assert_eq!((kind, body[0]), (6, 1), "refused");
+        assert_eq!((kind, body[0]), (6, 5), "refused as unavailable");
         assert!(String::from_utf8_lossy(&body).contains("no connection waits for this stream"), "{body:?}");
         assert_eq!(in_time("the end", stream.read(&mut [0; 1])).await.unwrap(), 0);
     }

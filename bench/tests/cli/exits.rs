@@ -15,6 +15,7 @@ use tempfile::TempDir;
 use crate::command::{Finished, Running, start, towline};
 use crate::interruptions::{TIMEOUT, children, signal};
 use crate::schema::assert_fits;
+use crate::signals::ending_signals;
 
 const QUICK: [&str; 6] = ["--duration", "0.02", "--repeat", "1", "--warmup", "0"];
 
@@ -69,7 +70,7 @@ fn a_failed_case_is_a_marked_row_and_the_others_continue() {
 
 #[test]
 fn an_interrupted_run_keeps_what_was_measured_in_whole_files() {
-    for (by, code) in [(Signal::INT, 130), (Signal::TERM, 143), (Signal::HUP, 129)] {
+    for (by, code) in ending_signals() {
         let folder = TempDir::new().unwrap();
         let json = folder.path().join("run.json");
         fs::write(&json, "what was there").unwrap();

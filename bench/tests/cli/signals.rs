@@ -24,6 +24,14 @@ fn has(mask: u64, signal: Signal) -> bool {
     mask >> (signal.as_raw() - 1) & 1 == 1
 }
 
+/// Returns the signals that end commands, with their exit codes. Without SIGHUP if this process was started
+/// with SIGHUP ignored, as under `nohup`: its commands inherit that.
+pub(crate) fn ending_signals() -> impl Iterator<Item = (Signal, i32)> {
+    let ignored = mask(std::process::id(), "SigIgn");
+    let signals = [(Signal::INT, 130), (Signal::TERM, 143), (Signal::HUP, 129)];
+    signals.into_iter().filter(move |(signal, _)| *signal != Signal::HUP || !has(ignored, *signal))
+}
+
 /// Waits until a process handles `signal`.
 #[track_caller]
 fn handles(id: u32, by: Signal) {
@@ -58,7 +66,7 @@ fn each_ends_by(start: impl Fn(&[String]) -> Option<(Running, u32)>) {
     let silent = TcpListener::bind("127.0.0.1:0").unwrap();
     let silent = format!("tcp://{}", silent.local_addr().unwrap());
     for line in long(&address, &silent) {
-        for (by, code) in [(Signal::INT, 130), (Signal::TERM, 143), (Signal::HUP, 129)] {
+        for (by, code) in ending_signals() {
             if by == Signal::HUP && renews(&line) {
                 continue;
             }
