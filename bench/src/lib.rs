@@ -1,10 +1,10 @@
 //! The `towline` command. It is a library so that its parsers can be fuzzed.
 //!
-//! The modules, from the lowest to the highest: [`failure`]; [`data`] (sizes, places, payloads); [`case`]
-//! (what is measured); [`terminal`] (what is written); [`process`] (children, threads, signals); [`machine`]
-//! (the fingerprint); [`security`] (tokens and certificates); [`results`] (samples and rows); [`ceiling`];
-//! [`peer`] (the serving side and its client); [`patterns`] (what runs); [`against`] (peer tools); [`report`]
-//! (what is printed and compared); [`commands`] (the command line).
+//! The modules, from the lowest to the highest: `failure`; `data` (sizes, places, payloads); `case`
+//! (what is measured); `terminal` (what is written); `process` (children, threads, signals); `machine`
+//! (the fingerprint); `security` (tokens and certificates); `results` (samples and rows); `ceiling`;
+//! `peer` (the serving side and its client); `patterns` (what runs); `against` (peer tools); `report`
+//! (what is printed and compared); `commands` (the command line).
 
 // These macros panic if the write fails; `terminal::print` does not.
 #![warn(clippy::print_stdout, clippy::print_stderr)]
