@@ -28,7 +28,7 @@ const RUNS: [&[&str]; 2] = [
         "--skip",
         "receipts::an_undecided_incoming_costs_no_more",
         "--skip",
-        "callers::an_endpoint_that_gets_no_thread",
+        "callers::building_an_endpoint_without_a_thread_fails_with_io",
     ],
 ];
 
