@@ -250,7 +250,8 @@ impl Connection {
     }
 
     /// Returns the next message that [`prefetch`](Self::prefetch) has received, if there is one. Does not
-    /// wait.
+    /// wait, and so does not count as a caller that waits: only [`recv`](Self::recv) gets a message beyond
+    /// [`Prefetch::bytes`].
     ///
     /// # Errors
     /// As [`recv`](Self::recv), and `Invalid` if this connection does not prefetch.
