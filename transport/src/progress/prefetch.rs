@@ -18,7 +18,7 @@ use tokio::sync::Notify;
 use super::core::Core;
 use super::pending_receive::PendingReceive;
 use crate::backend::Caps;
-use crate::error::{Error, ErrorKind, Result};
+use crate::error::{Error, ErrorKind, Failed, Result};
 use crate::memory::{Buffer, Place};
 use crate::platform::mutex::Mutex;
 use crate::transfer::message::{EAGER_LEN_MAX, Message};
@@ -97,7 +97,12 @@ impl PrefetchQueue {
     /// Returns whether a message of `len` bytes of payload may be received now.
     fn fits(&self, len: u64, limits: &Prefetch) -> bool {
         let within = self.entries.len() < limits.messages && self.bytes.saturating_add(len) <= limits.bytes;
-        within || (self.entries.is_empty() && self.callers > 0)
+        within || self.is_called()
+    }
+
+    /// Returns whether a caller waits and nothing is queued.
+    fn is_called(&self) -> bool {
+        self.entries.is_empty() && self.callers > 0
     }
 }
 
@@ -159,11 +164,20 @@ impl Prefetched {
     /// # Errors
     /// The end, once all messages are taken, or the failure of one receive.
     pub(crate) fn try_next(&self) -> Result<Option<Message>> {
+        self.take(None)
+    }
+
+    /// Takes the oldest entry. `caller` no longer waits then: otherwise the task would receive for it beyond
+    /// the bounds.
+    fn take(&self, caller: Option<&mut WaitingCaller>) -> Result<Option<Message>> {
         let mut queue = self.queue.lock();
         let Some(entry) = queue.entries.pop_front() else {
             return queue.end.clone().map_or(Ok(None), Err);
         };
         queue.bytes -= entry.as_ref().map_or(0, Message::payload_len);
+        if let Some(caller) = caller {
+            caller.stop_waiting(&mut queue);
+        }
         drop(queue);
         self.room.notify_one();
         entry.map(Some)
@@ -174,11 +188,11 @@ impl Prefetched {
     /// # Errors
     /// As [`try_next`](Self::try_next).
     pub(crate) async fn next(&self) -> Result<Message> {
-        let _waiting = WaitingCaller::new(self);
+        let mut caller = WaitingCaller::new(self);
         loop {
             let mut arrived = pin!(self.arrived.notified());
             arrived.as_mut().enable();
-            match self.try_next()? {
+            match self.take(Some(&mut caller))? {
                 Some(message) => return Ok(message),
                 None => arrived.await,
             }
@@ -210,16 +224,39 @@ impl Prefetched {
             let Some(pending) = begun.as_mut() else { unreachable!("set above") };
             self.until_room_for(pending.payload_len()).await?;
             if let Err(error) = pending.land_in_pool(core) {
-                // The message stays. The next caller tries again.
-                self.push(Err(core.placed(error, "recv")));
-                self.until_called().await?;
+                self.report(core.placed(error, "recv")).await?;
                 continue;
             }
-            let landed = pending.landed(core).await.map_err(Error::from);
+            let mut landed = pending.landed(core).await.map_err(Error::from);
             **begun = None;
-            let writable = |message| if self.limits.writable { own(core, message) } else { Ok(message) };
-            self.push(landed.and_then(writable));
+            // The message has been acknowledged, so it is kept until there is memory for it.
+            while self.limits.writable
+                && let Ok(message) = landed
+            {
+                match own(core, message) {
+                    Ok(message) => {
+                        landed = Ok(message);
+                        break;
+                    }
+                    Err(failed) => {
+                        self.report(core.placed(failed.error, "recv")).await?;
+                        landed = Ok(failed.returned);
+                    }
+                }
+            }
+            self.push(landed);
         }
+    }
+
+    /// Reports that there is no memory for the next message to a caller that waits, if there is one. Then
+    /// waits for the next such caller. Messages that are queued may hold the memory, so their callers come
+    /// first.
+    async fn report(&self, error: Error) -> Result<()> {
+        let is_called = self.queue.lock().is_called();
+        if is_called {
+            self.push(Err(error));
+        }
+        self.until_called().await
     }
 
     /// Waits until a message of `len` bytes may be received.
@@ -229,7 +266,7 @@ impl Prefetched {
 
     /// Waits until everything is taken and a caller waits for more.
     async fn until_called(&self) -> Result<()> {
-        self.until(|queue| queue.entries.is_empty() && queue.callers > 0).await
+        self.until(PrefetchQueue::is_called).await
     }
 
     async fn until(&self, is_reached: impl Fn(&PrefetchQueue) -> bool) -> Result<()> {
@@ -275,43 +312,69 @@ impl Drop for EndOnDrop {
 }
 
 /// A caller that waits for a message. Counted, since a message beyond the bounds is received for it.
-struct WaitingCaller<'a>(&'a Prefetched);
+struct WaitingCaller<'a> {
+    prefetched: &'a Prefetched,
+    is_counted: bool,
+}
 
 impl<'a> WaitingCaller<'a> {
     fn new(prefetched: &'a Prefetched) -> Self {
         let mut queue = prefetched.queue.lock();
         queue.callers += 1;
-        let is_empty = queue.entries.is_empty();
+        let is_called = queue.is_called();
         drop(queue);
-        if is_empty {
+        if is_called {
             prefetched.room.notify_one();
         }
-        Self(prefetched)
+        Self { prefetched, is_counted: true }
+    }
+
+    fn stop_waiting(&mut self, queue: &mut PrefetchQueue) {
+        if std::mem::take(&mut self.is_counted) {
+            queue.callers -= 1;
+        }
     }
 }
 
 impl Drop for WaitingCaller<'_> {
     fn drop(&mut self) {
-        self.0.queue.lock().callers -= 1;
+        let prefetched = self.prefetched;
+        self.stop_waiting(&mut prefetched.queue.lock());
     }
 }
 
 /// Makes each large frame the only handle of writable memory, by a copy where it is not.
-fn own(core: &Core, message: Message) -> Result<Message> {
-    let (header, frames) = message.into_parts();
-    let owned = |frame: Buffer| {
+///
+/// # Errors
+/// Those of the pool. The message is returned whole.
+fn own(core: &Core, message: Message) -> Result<Message, Failed<Message>> {
+    let (header, mut frames) = message.into_parts();
+    for frame in &mut frames {
         if (frame.len() as u64) < EAGER_LEN_MAX {
-            return Ok(frame);
+            continue;
         }
-        let frame = match frame.try_into_mut() {
-            Ok(writable) => return Ok(writable.freeze()),
+        let shared = match std::mem::take(frame).try_into_mut() {
+            Ok(writable) => {
+                *frame = writable.freeze();
+                continue;
+            }
             Err(shared) => shared,
         };
-        let mut copy = core.pool(Place::Host)?.take(frame.len())?;
-        copy.fill_from(&frame)?;
-        core.counts.bytes_copied.fetch_add(frame.len() as u64, Ordering::Relaxed);
-        Ok(copy.freeze())
-    };
-    let frames = frames.into_iter().map(owned).collect::<Result<_>>();
-    frames.map(|frames| Message::from_parts(header, frames)).map_err(|error| core.placed(error, "recv"))
+        match copied(core, &shared) {
+            Ok(copy) => *frame = copy,
+            Err(error) => {
+                *frame = shared;
+                return Err(Failed { error, returned: Message::from_parts(header, frames) });
+            }
+        }
+    }
+    Ok(Message::from_parts(header, frames))
+}
+
+/// Copies a frame into pool memory.
+fn copied(core: &Core, frame: &Buffer) -> Result<Buffer> {
+    let mut copy = core.pool(Place::Host)?.take(frame.len())?;
+    copy.fill_from(frame)?;
+    core.counts.bytes_copied.fetch_add(frame.len() as u64, Ordering::Relaxed);
+    Ok(copy.freeze())
 }
