@@ -58,9 +58,9 @@ pub struct Incoming {
 impl Incoming {
     pub(crate) async fn next(connection: &Connection) -> Result<Self> {
         let core = connection.core();
+        let mut begun = core.begun().await.map_err(|error| core.placed(error, "recv"))?;
         core.check_not_prefetching().map_err(|error| core.placed(error, "recv"))?;
         core.expect(false);
-        let mut begun = core.begun().await.map_err(|error| core.placed(error, "recv"))?;
         let pending = match begun.take() {
             Some(pending) => pending,
             None => PendingReceive::next(core).await?,

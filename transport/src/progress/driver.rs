@@ -128,16 +128,18 @@ impl Driver {
 
     /// Removes a connection. Its descriptor may be closed afterwards.
     pub(crate) fn forget(&self, core: &Core) {
+        // Loaded first: the link may be released as soon as the connection is unknown.
+        let link = core.link.load();
         let was_known = self.connections().remove(&core.number).is_some();
         if !was_known {
             return;
         }
-        core.log_end();
-        if let Some(source) = core.link.load().source() {
+        if let Some(source) = link.source() {
             // This fails only if the descriptor is not registered.
             let _ = epoll::delete(&self.driver_polled, source.descriptor);
             let _ = epoll::delete(&self.watched, source.descriptor);
         }
+        core.log_end();
     }
 
     /// Arms a link: the driver sleeps on its source.

@@ -46,6 +46,11 @@ impl Core {
         }
         self.expect(true);
         let mut begun = self.begun().await.map_err(|error| self.placed(error, "recv"))?;
+        if let Some(prefetched) = self.prefetched.get() {
+            // Prefetching began meanwhile.
+            drop(begun);
+            return self.next_prefetched(prefetched).await;
+        }
         if begun.is_none() {
             **begun = Some(PendingReceive::next(self).await?);
         }
@@ -60,14 +65,12 @@ impl Core {
 
     /// Receives the next message into `buffer`, its frames one after another.
     pub(crate) async fn recv_into(self: &Arc<Self>, buffer: BufferMut) -> Result<Message, Failed<BufferMut>> {
-        if let Err(error) = self.check_not_prefetching() {
-            return Err(Failed { error: self.placed(error, "recv"), returned: buffer });
-        }
+        let mut begun =
+            match self.begun().await.and_then(|begun| self.check_not_prefetching().map(|()| begun)) {
+                Ok(begun) => begun,
+                Err(error) => return Err(Failed { error: self.placed(error, "recv"), returned: buffer }),
+            };
         self.expect(false);
-        let mut begun = match self.begun().await {
-            Ok(begun) => begun,
-            Err(error) => return Err(Failed { error: self.placed(error, "recv"), returned: buffer }),
-        };
         if begun.is_none() {
             match PendingReceive::next(self).await {
                 Ok(pending) => **begun = Some(pending),

@@ -1,6 +1,6 @@
 //! Prefetching: a task on the driver receives messages ahead of the callers, within bounds.
 //!
-//! The task is the connection's only receiver. It keeps the lock of receivers until the connection ends.
+//! The task is the connection's only receiver: other callers look for it once they have the lock of receivers.
 //!
 //! The invariants:
 //!
@@ -212,14 +212,15 @@ impl Prefetched {
 
     /// Receives until the connection ends, and returns its end.
     async fn receive(&self, core: &Arc<Core>) -> Result<std::convert::Infallible> {
-        let mut begun = core.begun().await.map_err(|error| core.placed(error, "recv"))?;
+        // Behind the callers that receive already. The lock is free from then on, for those that wait for it.
+        let mut begun = core.begun().await.map_err(|error| core.placed(error, "recv"))?.take();
         loop {
             self.until_room_for(0).await?;
             // Payload may be sent ahead into pool memory, unless that makes a trusted peer lend its copy.
             let may_be_lent = core.link.load().caps().contains(Caps::LENDS);
             core.expect(!(self.limits.writable && may_be_lent));
             if begun.is_none() {
-                **begun = Some(PendingReceive::next(core).await?);
+                begun = Some(PendingReceive::next(core).await?);
             }
             let Some(pending) = begun.as_mut() else { unreachable!("set above") };
             self.until_room_for(pending.payload_len()).await?;
@@ -228,7 +229,7 @@ impl Prefetched {
                 continue;
             }
             let mut landed = pending.landed(core).await.map_err(Error::from);
-            **begun = None;
+            begun = None;
             // The message has been acknowledged, so it is kept until there is memory for it.
             while self.limits.writable
                 && let Ok(message) = landed
@@ -373,7 +374,9 @@ fn own(core: &Core, message: Message) -> Result<Message, Failed<Message>> {
 
 /// Copies a frame into pool memory.
 fn copied(core: &Core, frame: &Buffer) -> Result<Buffer> {
-    let mut copy = core.pool(Place::Host)?.take(frame.len())?;
+    // Memory of an arena is host memory to its reader. Other memory keeps its place.
+    let place = if frame.as_slice().is_some() { Place::Host } else { frame.place() };
+    let mut copy = core.pool(place)?.take(frame.len())?;
     copy.fill_from(frame)?;
     core.counts.bytes_copied.fetch_add(frame.len() as u64, Ordering::Relaxed);
     Ok(copy.freeze())
