@@ -7,9 +7,10 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::task::{Context, Poll, Wake, Waker};
 use std::time::Duration;
 
-use towline::{Arena, BufferMut, Connection, ErrorKind, Message, Prefetch};
+use towline::{Arena, BufferMut, Connection, ErrorKind, Message, Pool, Prefetch};
+use towline_tests::scarce::Scarce;
 
-use crate::backends::Row;
+use crate::backends::{Row, connect_pair};
 use crate::content::{assert_message, message};
 use crate::polls::{eventually, in_time};
 use crate::suite::cases;
@@ -29,7 +30,10 @@ cases! {
         prefetched_messages_outlive_the_peers_close,
         an_abort_ends_prefetching,
         dropping_a_prefetching_connection_closes_it,
+        #[core] a_served_caller_lets_nothing_beyond_the_bounds_in,
         prefetching_begins_behind_a_pending_receive;
+    MOVES_OWNERSHIP:
+        a_message_stays_while_there_is_no_memory_for_its_copy;
     LENDS:
         writable_frames_are_copied_out_of_an_arena;
 }
@@ -124,6 +128,42 @@ async fn a_waiting_caller_gets_a_message_beyond_the_bounds(row: &'static Row) {
     let (sent, received) = in_time("1 MiB", async { tokio::join!(delivery, pair.b.recv()) }).await;
     sent.unwrap();
     assert_message(&received.unwrap(), 7, &[LEN]);
+}
+
+/// The caller of the first message must not count for the second, which exceeds the bound.
+async fn a_served_caller_lets_nothing_beyond_the_bounds_in(row: &'static Row) {
+    let pair = row.pair().await;
+    pair.b.prefetch(Prefetch::default().bytes(1000)).unwrap();
+    for number in 0..50 {
+        in_time("a small message", pair.a.send(message(number, &[900]))).await.unwrap();
+        let mut large = Box::pin(pair.a.deliver(message(number, &[200_000])));
+        assert!(tokio::time::timeout(Duration::from_millis(2), large.as_mut()).await.is_err());
+        assert_message(&in_time("recv", pair.b.recv()).await.unwrap(), number, &[900]);
+        let early = tokio::time::timeout(Duration::from_millis(3), large.as_mut()).await;
+        assert!(early.is_err(), "round {number}: 200,000 bytes are received for no caller: {early:?}");
+        let both = async { tokio::join!(large, pair.b.recv()) };
+        let (sent, received) = in_time("a large message", both).await;
+        sent.unwrap();
+        assert_message(&received.unwrap(), number, &[200_000]);
+    }
+}
+
+async fn a_message_stays_while_there_is_no_memory_for_its_copy(row: &'static Row) {
+    let source = Scarce::source(1000);
+    let near = row.endpoint();
+    let far = row.builder().pool(Pool::with_source(source.clone(), 0)).build().unwrap();
+    let listener = far.listen(&row.address()).await.unwrap();
+    let (a, b) = connect_pair(&near, &listener).await;
+    b.prefetch(Prefetch::default().writable(true)).unwrap();
+    // The sender keeps its frame, so the receiver's is a copy.
+    let kept = message(3, &[70_000]);
+    let sent = Message::from_parts(kept.header().clone(), kept.frames().to_vec());
+    in_time("send", a.send(sent)).await.unwrap();
+    for _ in 0..2 {
+        assert_eq!(in_time("recv", b.recv()).await.unwrap_err().kind(), ErrorKind::TooLarge);
+    }
+    source.set_len_max(1 << 20);
+    assert_message(&in_time("recv", b.recv()).await.unwrap(), 3, &[70_000]);
 }
 
 /// Counts how often it is woken.

@@ -5,20 +5,31 @@
 use std::mem::MaybeUninit;
 use std::ptr::NonNull;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 use towline::memory::{Access, Allocation, MemorySource};
 use towline::{Error, ErrorKind, Place, Pool, Result};
 
 /// The source of a [`Pool`] of scarce memory.
-#[derive(Clone, Copy, Debug)]
+#[derive(Debug)]
 pub struct Scarce {
-    len_max: usize,
+    len_max: AtomicUsize,
 }
 
 impl Scarce {
     /// Creates a pool that refuses blocks of more than `len_max` bytes.
     pub fn pool(len_max: usize) -> Pool {
-        Pool::with_source(Arc::new(Self { len_max }), 1 << 20)
+        Pool::with_source(Self::source(len_max), 1 << 20)
+    }
+
+    /// Creates a source that refuses blocks of more than `len_max` bytes.
+    pub fn source(len_max: usize) -> Arc<Self> {
+        Arc::new(Self { len_max: AtomicUsize::new(len_max) })
+    }
+
+    /// Changes the longest block.
+    pub fn set_len_max(&self, len_max: usize) {
+        self.len_max.store(len_max, Ordering::Relaxed);
     }
 }
 
@@ -28,7 +39,7 @@ impl MemorySource for Scarce {
     }
 
     fn allocate(&self, len: usize) -> Result<Arc<dyn Allocation>> {
-        if len > self.len_max {
+        if len > self.len_max.load(Ordering::Relaxed) {
             return Err(Error::new(ErrorKind::TooLarge, format!("{len} bytes of scarce memory")));
         }
         let memory = NonNull::from(Box::leak(Box::<[u8]>::new_uninit_slice(len)));
