@@ -135,10 +135,14 @@ async fn a_served_caller_lets_nothing_beyond_the_bounds_in(row: &'static Row) {
     let pair = row.pair().await;
     pair.b.prefetch(Prefetch::default().bytes(1000)).unwrap();
     for number in 0..50 {
-        in_time("a small message", pair.a.send(message(number, &[900]))).await.unwrap();
         let mut large = Box::pin(pair.a.deliver(message(number, &[200_000])));
-        assert!(tokio::time::timeout(Duration::from_millis(2), large.as_mut()).await.is_err());
-        assert_message(&in_time("recv", pair.b.recv()).await.unwrap(), number, &[900]);
+        let send = async {
+            pair.a.send(message(number, &[900])).await.unwrap();
+            assert!(tokio::time::timeout(Duration::from_millis(2), large.as_mut()).await.is_err());
+        };
+        // The caller waits before the messages come.
+        let (received, ()) = in_time("a small message", async { tokio::join!(pair.b.recv(), send) }).await;
+        assert_message(&received.unwrap(), number, &[900]);
         let early = tokio::time::timeout(Duration::from_millis(3), large.as_mut()).await;
         assert!(early.is_err(), "round {number}: 200,000 bytes are received for no caller: {early:?}");
         let both = async { tokio::join!(large, pair.b.recv()) };
