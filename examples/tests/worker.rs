@@ -34,6 +34,13 @@ async fn two_workers_count_primes_and_end_with_their_scheduler() {
     };
     let workers = [start(), start()];
     let client = Client::connect(&endpoint, scheduler.address()).await.unwrap();
+    // A worker that joins while the scheduler closes reports a failed transport instead.
+    let joined = async {
+        while client.stats().await.unwrap().workers.len() < 2 {
+            tokio::time::sleep(Duration::from_millis(5)).await;
+        }
+    };
+    tokio::time::timeout(LONG, joined).await.unwrap();
     let counts = client.map(COUNT_PRIMES, (0..20).map(|part| (part * 500, (part + 1) * 500))).unwrap();
     let counts = tokio::time::timeout(LONG, client.gather(&counts)).await.unwrap().unwrap();
     assert_eq!(counts.iter().sum::<usize>(), 1229);
