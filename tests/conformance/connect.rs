@@ -11,14 +11,15 @@ use towline::{Address, CandidateState, Connection, ErrorKind, Scheme};
 use crate::backends::{Row, connect_pair};
 use crate::content::{assert_message, message};
 use crate::peer::{Home, Peer, echo};
-use crate::polls::{all, in_time, within};
+use crate::polls::{all, in_time, polled, within};
 use crate::suite::cases;
 
 cases! {
     ANY:
         many_connect_at_once,
         the_path_names_the_chosen_backend,
-        an_address_without_a_listener_is_refused;
+        an_address_without_a_listener_is_refused,
+        a_closed_listener_accepts_nobody;
     CROSS_HOST:
         the_towline_scheme_chooses_the_first_path_that_reaches,
         a_name_is_resolved,
@@ -81,6 +82,30 @@ async fn the_path_names_the_chosen_backend(row: &'static Row) {
     assert_eq!(pair.a.path().address(), pair.listener.address().to_string());
     assert_eq!(pair.a.peer(), pair.far.identity());
     assert_eq!(pair.b.peer(), pair.near.identity());
+}
+
+async fn a_closed_listener_accepts_nobody(row: &'static Row) {
+    let pair = row.pair().await;
+    let address = pair.listener.address().clone();
+    // Nobody accepts this one, so it ends with the listener.
+    let left = in_time("a connection", pair.near.connect(&address)).await.unwrap();
+    pair.listener.close();
+    let why = in_time("the end of accept", pair.listener.accept()).await.unwrap_err();
+    assert_eq!(why.kind(), ErrorKind::Closed, "{why}");
+    in_time("the end of what nobody accepted", left.closed()).await;
+    // The driver closes the socket, and resets a connection that the system had accepted already.
+    let refused =
+        async { while pair.near.connect(&address).await.unwrap_err().kind() != ErrorKind::Refused {} };
+    in_time("a refusal", refused).await;
+    pair.b.send(message(1, &[700])).await.unwrap();
+    assert_message(&in_time("a message", pair.a.recv()).await.unwrap(), 1, &[700]);
+
+    // A call that waits already.
+    let listener = pair.far.listen(&row.address()).await.unwrap();
+    let mut accepting = std::pin::pin!(listener.accept());
+    assert!(polled(accepting.as_mut(), 3).await.is_none());
+    listener.close();
+    assert_eq!(in_time("the end of accept", accepting).await.unwrap_err().kind(), ErrorKind::Closed);
 }
 
 async fn an_address_without_a_listener_is_refused(row: &'static Row) {

@@ -288,6 +288,11 @@ impl Listener {
             .map_err(|error| error.during("accept").on(self.address()))
     }
 
+    /// See [`Listener::close`](crate::Listener::close).
+    pub fn close(&self) {
+        self.listener.close();
+    }
+
     /// Returns the async listener behind this handle.
     pub fn as_async(&self) -> &crate::Listener {
         &self.listener

@@ -55,12 +55,20 @@ impl Listener {
     /// the reason; other peers are not affected.
     ///
     /// # Errors
-    /// `Closed` if the endpoint's driver ended.
+    /// `Closed` if the listener was closed or the endpoint's driver ended.
     pub async fn accept(&self) -> Result<Connection> {
         let accepted = self.accepted.process().run(self.accepted.next()).await;
         accepted
             .and_then(|core| core)
             .map(Connection::from)
             .map_err(|error| error.during("accept").on(&self.address))
+    }
+
+    /// Stops listening, as dropping the listener does, and ends the calls of [`accept`](Self::accept) in
+    /// progress. Connections live on.
+    pub fn close(&self) {
+        if self.accepted.process().is_this() {
+            self.accepted.close();
+        }
     }
 }

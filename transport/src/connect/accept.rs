@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use rustix::process::{Resource, getrlimit};
 use tokio::net::TcpListener;
-use tokio::sync::{Notify, mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 use tracing::Instrument;
 
 use super::bind::bind;
@@ -17,6 +17,7 @@ use crate::error::{Error, ErrorKind, Result};
 use crate::events;
 use crate::handshake::{Admission, Control, Source};
 use crate::platform::environment::Environment;
+use crate::platform::mutex::Mutex;
 use crate::progress::core::OwnedCore;
 
 /// The most open connections that wait for `accept`. More peers wait in the operating system's queue.
@@ -29,33 +30,68 @@ const DESCRIPTOR_SHARE: usize = 4;
 #[derive(Debug)]
 pub(crate) struct AcceptedConnections {
     accepted: tokio::sync::Mutex<mpsc::Receiver<OwnedCore>>,
-    _open: ListenGuard,
+    open: ListenGuard,
 }
 
 /// Stops the accepting task and releases a `mem` name when dropped.
 #[derive(Debug)]
 struct ListenGuard {
-    name: Option<String>,
-    closed: Arc<Notify>,
+    name: Mutex<Option<String>>,
+    /// True once the listener is closed. The accepting task and the callers of `accept` wait for it.
+    closed: watch::Sender<bool>,
 }
 
 impl AcceptedConnections {
     /// Returns the next connection. Cancel-safe.
     ///
     /// # Errors
-    /// `Closed` if the endpoint's driver ended.
+    /// `Closed` if the listener was closed or the endpoint's driver ended.
     pub(crate) async fn next(&self) -> Result<OwnedCore> {
-        self.accepted.lock().await.recv().await.ok_or_else(driver_ended)
+        let accepted = async { self.accepted.lock().await.recv().await.ok_or_else(driver_ended) };
+        tokio::select! {
+            biased;
+            () = until_closed(self.open.closed.subscribe()) => {}
+            accepted = accepted => return accepted,
+        }
+        self.drop_accepted();
+        Err(Error::new(ErrorKind::Closed, "the listener was closed"))
+    }
+
+    /// Stops listening, drops the connections that nobody has accepted, and ends the calls of `next`.
+    pub(crate) fn close(&self) {
+        self.open.close();
+        self.drop_accepted();
+    }
+
+    fn drop_accepted(&self) {
+        // A call of `next` that has the lock is about to end, and calls this.
+        let Ok(mut accepted) = self.accepted.try_lock() else { return };
+        accepted.close();
+        while let Ok(connection) = accepted.try_recv() {
+            drop(connection);
+        }
+    }
+}
+
+impl ListenGuard {
+    fn close(&self) {
+        if let Some(name) = self.name.lock().take() {
+            listener_names().remove(&name);
+        }
+        self.closed.send_replace(true);
     }
 }
 
 impl Drop for ListenGuard {
     fn drop(&mut self) {
-        if let Some(name) = &self.name {
-            listener_names().remove(name);
-        }
-        self.closed.notify_one();
+        self.close();
     }
+}
+
+/// Waits until the listener is closed or dropped.
+async fn until_closed(mut closed: watch::Receiver<bool>) {
+    // An error means that the listener was dropped.
+    let _ = closed.wait_for(|closed| *closed).await;
 }
 
 /// Listens at `sockets`, the socket addresses of `address`, or at its `mem` name. Returns the address with
@@ -67,7 +103,7 @@ pub(crate) async fn listen(
     unauthenticated_max: usize,
 ) -> Result<(Address, AcceptedConnections)> {
     let (accepted_sender, accepted) = mpsc::channel(ACCEPTED_MAX);
-    let closed = Arc::new(Notify::new());
+    let (closed, until) = watch::channel(false);
     let acceptor = Acceptor {
         establisher: establisher.clone(),
         address: address.clone(),
@@ -76,7 +112,7 @@ pub(crate) async fn listen(
     };
     let environment = &establisher.environment;
     // Dropping this future stops the listener.
-    let mut open = ListenGuard { name: None, closed: closed.clone() };
+    let open = ListenGuard { name: Mutex::default(), closed };
     let address = if address.scheme() == Scheme::Mem {
         let name = match address.name() {
             Some("") | None => free_name(&**environment),
@@ -90,8 +126,7 @@ pub(crate) async fn listen(
                 return Err(Error::new(ErrorKind::Unavailable, why));
             }
         }
-        open.name = Some(name.clone());
-        let until = closed.clone();
+        *open.name.lock() = Some(name.clone());
         environment.spawn(Box::pin(async move {
             let receive = async {
                 while acceptor.has_room().await
@@ -100,11 +135,11 @@ pub(crate) async fn listen(
                     acceptor.receive(stream.into(), Source::Process, "mem://".into()).await;
                 }
             };
-            run_until(receive, until.notified()).await;
+            run_until(receive, until_closed(until)).await;
         }));
         Address::mem(name)?
     } else {
-        let (until, asked) = (closed.clone(), address.clone());
+        let asked = address.clone();
         let (bound_sender, bound) = oneshot::channel();
         environment.spawn(Box::pin(async move {
             let (listener, bound) = match bind(&asked, &sockets) {
@@ -113,12 +148,12 @@ pub(crate) async fn listen(
             };
             // If the caller has dropped its future, `until` ends the listener.
             let _ = bound_sender.send(Ok(bound));
-            run_until(acceptor.serve(listener), until.notified()).await;
+            run_until(acceptor.serve(listener), until_closed(until)).await;
         }));
         bound.await.map_err(|_| driver_ended())??
     };
     tracing::info!(%address, "listening");
-    let accepted = AcceptedConnections { accepted: tokio::sync::Mutex::new(accepted), _open: open };
+    let accepted = AcceptedConnections { accepted: tokio::sync::Mutex::new(accepted), open };
     Ok((address, accepted))
 }
 
