@@ -16,6 +16,7 @@ mod bounce_copies;
 mod callers;
 mod cancel;
 mod closed;
+mod completions;
 mod connect;
 mod content;
 mod copies;
@@ -77,6 +78,7 @@ const GROUPS: &[&[Claims]] = &[
     cancel::CASES,
     ending::CASES,
     closed::CASES,
+    completions::CASES,
     one_sided::CASES,
     places::CASES,
     copies::CASES,

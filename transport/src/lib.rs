@@ -40,7 +40,8 @@
 //! | handle a failure | [`Error`], [`ErrorKind`], [`Failed`] |
 //! | learn that a connection has ended | [`Connection::closed`], [`Connection::close_reason`] |
 //! | use plain threads without async | [`blocking`] |
-//! | use another event loop (`asyncio`, `poll(2)`) | [`Wakeups`] |
+//! | use another event loop (`asyncio`, `poll(2)`) | [`CompletionQueue`]; [`Wakeups`], to poll futures there |
+//! | send the objects of another language | [`memory::Pins`], [`packing`] |
 //! | authenticate and encrypt | [`Token`], [`Tls`] |
 //! | find out which path a connection takes, and why | [`Path`], [`Connection::explain`], [`Connection::measure`] |
 //! | count and export | [`Connection::stats`], [`Metrics`] |
@@ -111,6 +112,7 @@ mod wire;
 
 pub use address::{Address, Scheme};
 pub use api::blocking;
+pub use api::completion_queue::CompletionQueue;
 pub use api::connection::{Connection, Receipt, Receiver, Sender};
 pub use api::endpoint::{BackendReport, BackendState, Builder, Endpoint};
 pub use api::explain::{Explained, Explanation, Measured, PeerCandidate, PeerView};
@@ -135,6 +137,7 @@ pub use progress::prefetch::Prefetch;
 pub use progress::waiting::Wait;
 pub use transfer::destination::Destination;
 pub use transfer::message::{EAGER_LEN_MAX, FRAMES_MAX, FrameInfo, HEADER_LEN_MAX, Message, PAYLOAD_LEN_MAX};
+pub use transfer::packing;
 pub use transfer::region::{Region, RegionAccess, RemoteRegion};
 
 /// Compiles and runs the README's examples as doctests.

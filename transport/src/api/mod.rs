@@ -2,6 +2,7 @@
 //! counterparts.
 
 pub mod blocking;
+pub(crate) mod completion_queue;
 pub(crate) mod connection;
 pub(crate) mod endpoint;
 pub(crate) mod explain;

@@ -3,4 +3,5 @@
 pub(crate) mod destination;
 pub(crate) mod message;
 pub(crate) mod operation;
+pub mod packing;
 pub(crate) mod region;
