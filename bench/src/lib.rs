@@ -26,6 +26,8 @@ mod results;
 mod security;
 mod terminal;
 
+use std::ffi::OsString;
+use std::iter;
 use std::process::ExitCode;
 
 use clap::error::ErrorKind;
@@ -36,6 +38,7 @@ use crate::commands::{bench, explain, info, scheduler, serve, shell, token, top}
 use crate::failure::Failure;
 use crate::machine::version;
 use crate::patterns::{tasks, workers};
+use crate::process::program;
 use crate::process::shutdown::{self, Shutdown};
 use crate::terminal::log::{self, Verbosity};
 use crate::terminal::output_file::OutputFile;
@@ -161,26 +164,35 @@ impl Command {
     }
 }
 
-/// Parses and runs the command line.
+/// Parses and runs this process's command line.
 pub fn run() -> ExitCode {
-    let outcome = match Arguments::try_parse() {
+    run_arguments(program::arguments()).into()
+}
+
+/// Parses and runs `arguments` in a program of another language, which has a process for the command alone:
+/// signals end the process. `program` has the words that start the command again, before its arguments.
+/// Returns the exit code.
+pub fn run_with(program: Vec<OsString>, arguments: Vec<OsString>) -> u8 {
+    program::set(program, arguments.clone());
+    run_arguments(arguments)
+}
+
+fn run_arguments(arguments: Vec<OsString>) -> u8 {
+    let wants_libraries = arguments.iter().any(|argument| argument == "--version");
+    let line = iter::once(OsString::from("towline")).chain(arguments);
+    let outcome = match Arguments::try_parse_from(line) {
         Ok(Arguments { command, verbosity }) => shutdown::keep_from_file_size_signal()
             .and_then(|()| verbosity.start(command.usual_log()))
             .and_then(|()| start(&command)),
         // `-V` prints the version alone; `--version` also looks for libraries.
-        Err(error)
-            if error.kind() == ErrorKind::DisplayVersion
-                && std::env::args_os().any(|it| it == "--version") =>
-        {
-            version::run()
-        }
+        Err(error) if error.kind() == ErrorKind::DisplayVersion && wants_libraries => version::run(),
         Err(error) => error.exit(),
     };
     match outcome {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(()) => 0,
         Err(failure) => {
             say(&failure);
-            failure.exit_code().into()
+            failure.exit_code()
         }
     }
 }

@@ -10,6 +10,7 @@ use rustix::event::{PollFd, PollFlags, Timespec, poll};
 use rustix::io::Errno;
 
 use crate::failure::Failure;
+use crate::process::program;
 
 /// How often the program's status is polled.
 const LOOK_EVERY: Timespec = Timespec { tv_sec: 0, tv_nsec: 10_000_000 };
@@ -24,9 +25,10 @@ pub(crate) struct Options {
 
 /// Returns the words that run a command in a keeper, if put before it.
 pub(super) fn keeper() -> Result<Vec<String>, Failure> {
-    let executable = std::env::current_exe()
+    let words = program::words()
         .map_err(|error| Failure::run(format!("find this program, to keep another one: {error}")))?;
-    Ok(vec![executable.to_string_lossy().into_owned(), "keep".to_owned(), "--".to_owned()])
+    let words = words.into_iter().map(|word| word.to_string_lossy().into_owned());
+    Ok(words.chain(["keep".to_owned(), "--".to_owned()]).collect())
 }
 
 /// Runs the program, and ends this process with its exit code.

@@ -6,6 +6,7 @@ use std::os::unix::process::CommandExt;
 use std::process::{ChildStdin, ChildStdout, Command, ExitStatus, Stdio};
 use std::time::Duration;
 
+use super::program;
 use crate::terminal::log;
 
 /// A child process. Dropping this kills it by its id. Its standard input, if it reads that, ends with this
@@ -33,7 +34,9 @@ impl Child {
     where
         I: IntoIterator<Item: AsRef<std::ffi::OsStr>>,
     {
-        let mut command = Command::new(std::env::current_exe()?);
+        let words = program::words()?;
+        let mut command = Command::new(&words[0]);
+        command.args(&words[1..]);
         // Ctrl-C goes to this process alone, which ends its children.
         command.envs(log::environment());
         command.args(arguments).process_group(0).stdin(input).stdout(output);

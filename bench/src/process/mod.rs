@@ -2,5 +2,6 @@
 
 pub(crate) mod child;
 pub(crate) mod cpu_clock;
+pub(crate) mod program;
 pub(crate) mod runtime_thread;
 pub(crate) mod shutdown;

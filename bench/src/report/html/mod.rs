@@ -14,6 +14,7 @@ use super::Report;
 use super::headline::Headline;
 use super::table::HANDED_OVER;
 use crate::failure::Failure;
+use crate::process::program;
 use crate::results::number::figure;
 use crate::results::row::{CeilingRow, CpuCost, Row};
 use crate::results::tool_row::ToolRow;
@@ -52,7 +53,8 @@ impl Html {
 
     pub(crate) fn write(&self, report: &Report) -> Result<(), Failure> {
         let Some(file) = &self.html else { return Ok(()) };
-        let arguments: Vec<String> = std::env::args().skip(1).collect();
+        let arguments: Vec<String> =
+            program::arguments().iter().map(|word| word.to_string_lossy().into_owned()).collect();
         let page = Page { report, arguments: &arguments, written: UtcTime::of(SystemTime::now()) };
         file.write(&page.to_string())
     }
