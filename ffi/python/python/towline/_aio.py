@@ -1,0 +1,222 @@
+"""The package's main types: awaitable calls over the handles of ``_towline``."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Iterable
+from types import TracebackType
+from typing import TYPE_CHECKING, NamedTuple, Self
+
+from . import _towline
+from ._loop import current, ended
+
+if TYPE_CHECKING:
+    from collections.abc import Buffer
+
+
+class Message(NamedTuple):
+    """A received message."""
+
+    header: bytes
+    """At most 64 KiB."""
+    frames: list[_towline.Frame]
+    """Writable memory, one allocation for each frame of 16 KiB and more."""
+
+
+class Prefetch(NamedTuple):
+    """How far a connection receives ahead of ``recv``. A message beyond it is received once ``recv`` waits for it.
+
+    Without it (``prefetch=None``), a large message waits at the sender until ``recv`` is called.
+    """
+
+    messages: int = 2
+    bytes: int = 64 << 20
+
+
+class Endpoint:
+    """The entry point of a process. It listens at addresses, and connects to others.
+
+    :param token: a secret that every peer must have, at least 16 bytes. It is never sent.
+    :param tls: the certificates of ``tls://`` and ``towlines://`` addresses.
+    :param trust_user: trust every process of this user on this host as if it had the token.
+    :param insecure: let a listener beyond loopback accept any peer, without a token and without TLS.
+    :param wait: ``"sleep"``, ``"spin"`` or ``"adaptive"``: how the endpoint's thread waits.
+    :param linger: the seconds that a graceful close may take, 5 by default.
+    :param heartbeat: a peer that is silent for 3.5 times these seconds is lost. 3 by default.
+    :param pool_bytes: how much memory for received frames is kept for reuse.
+    :param pool_idle_time: after how many seconds unused memory is freed. By default it is kept.
+    """
+
+    __slots__ = ("_inner", "__weakref__")
+
+    def __init__(
+        self,
+        *,
+        token: Buffer | None = None,
+        tls: _towline.Tls | None = None,
+        trust_user: bool = False,
+        insecure: bool = False,
+        wait: str | None = None,
+        linger: float | None = None,
+        heartbeat: float | None = None,
+        pool_bytes: int | None = None,
+        pool_idle_time: float | None = None,
+    ) -> None:
+        self._inner = _towline.Endpoint(
+            token=token,
+            tls=tls,
+            trust_user=trust_user,
+            insecure=insecure,
+            wait=wait,
+            linger=linger,
+            heartbeat=heartbeat,
+            pool_bytes=pool_bytes,
+            pool_idle_time=pool_idle_time,
+        )
+
+    async def listen(self, address: str) -> Listener:
+        """Listen at an address, such as ``towline://127.0.0.1:0``. Port 0 is a port that the system chooses."""
+        loop = current()
+        return Listener(await ended(loop, self._inner.listen(loop, address)))
+
+    async def connect(self, address: str, *, prefetch: Prefetch | None = Prefetch()) -> Connection:
+        """Connect to a listener's address."""
+        loop = current()
+        return Connection(await ended(loop, self._inner.connect(loop, address)), prefetch)
+
+    async def close(self) -> None:
+        """Close all listeners and connections in good order."""
+        loop = current()
+        await ended(loop, self._inner.close(loop))
+
+    def backends(self) -> list[tuple[str, str]]:
+        """Return the name and the state of each backend."""
+        return self._inner.backends()
+
+    def metrics(self) -> str:
+        """Return the endpoint's metrics in the format of Prometheus."""
+        return self._inner.metrics()
+
+
+class Listener:
+    """Listens at one address. ``async with`` closes it, and ``async for`` yields connections."""
+
+    __slots__ = ("_inner", "__weakref__")
+
+    def __init__(self, inner: _towline.Listener) -> None:
+        self._inner = inner
+
+    @property
+    def address(self) -> str:
+        """The address to connect to, with the port that the system chose."""
+        return self._inner.address
+
+    async def accept(self, *, prefetch: Prefetch | None = Prefetch()) -> Connection:
+        """Return the next connection."""
+        loop = current()
+        return Connection(await ended(loop, self._inner.accept(loop)), prefetch)
+
+    def close(self) -> None:
+        """Stop listening. Connections live on."""
+        self._inner.close()
+
+    async def __aiter__(self) -> AsyncIterator[Connection]:
+        while True:
+            yield await self.accept()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class Connection:
+    """A connection to one peer, for messages in both directions at once. ``async with`` closes it."""
+
+    __slots__ = ("_inner", "__weakref__")
+
+    def __init__(self, inner: _towline.Connection, prefetch: Prefetch | None) -> None:
+        self._inner = inner
+        if prefetch is not None:
+            inner.prefetch(*prefetch)
+
+    async def send(self, header: Buffer = b"", frames: Iterable[Buffer] = ()) -> None:
+        """Send a message. Returns once the frames may change again. They stay alive until then.
+
+        Cancelling detaches the call: the message is still sent.
+        """
+        loop = current()
+        await ended(loop, self._inner.send(loop, header, frames))
+
+    async def send_packed(self, frames: Iterable[Buffer]) -> None:
+        """Send any number of frames as one message, small ones together. ``recv_packed`` returns them."""
+        loop = current()
+        await ended(loop, self._inner.send_packed(loop, frames))
+
+    async def recv(self) -> Message:
+        """Return the next message. Cancelling loses nothing."""
+        loop = current()
+        return Message(*await ended(loop, self._inner.recv(loop)))
+
+    async def recv_packed(self) -> list[memoryview]:
+        """Return the frames of the next message, which ``send_packed`` sent."""
+        loop = current()
+        frames: list[memoryview] = await ended(loop, self._inner.recv_packed(loop))
+        return frames
+
+    async def close(self) -> None:
+        """Send what is queued, and end the connection in good order."""
+        loop = current()
+        await ended(loop, self._inner.close(loop))
+
+    def abort(self) -> None:
+        """End the connection now. The peer sees that it was lost."""
+        self._inner.abort()
+
+    @property
+    def closed(self) -> bool:
+        """Whether the connection has ended, at either end."""
+        return self._inner.closed()
+
+    @property
+    def close_reason(self) -> BaseException | None:
+        """Why the connection has ended."""
+        return self._inner.close_reason()
+
+    @property
+    def path(self) -> str:
+        """The backend that carries the connection: ``mem``, ``shm``, ``tcp``, ``ucx``."""
+        return self._inner.path
+
+    @property
+    def local_address(self) -> tuple[str, int] | None:
+        """This end's host and port. ``None`` within a process."""
+        return self._inner.local_address
+
+    @property
+    def peer_address(self) -> tuple[str, int] | None:
+        """The peer's host and port. ``None`` within a process."""
+        return self._inner.peer_address
+
+    async def explain(self) -> str:
+        """Return which path was chosen, and why no other."""
+        loop = current()
+        text: str = await ended(loop, self._inner.explain(loop))
+        return text
+
+    def stats(self) -> dict[str, int]:
+        """Return what was counted on this connection."""
+        return self._inner.stats()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if error is None:
+            await self.close()
+        else:
+            self.abort()

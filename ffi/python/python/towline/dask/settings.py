@@ -1,0 +1,56 @@
+"""The package's keys in Dask's configuration, and the endpoint that they describe."""
+
+from __future__ import annotations
+
+import os
+import threading
+from typing import Any
+
+import dask
+import towline
+
+DEFAULTS: dict[str, Any] = {
+    "towline": {
+        # Trust the processes of this user on this host: they may read one another's memory, which saves a copy.
+        "trust-user": True,
+        # How the endpoint's thread waits: sleep, adaptive (short spins), spin.
+        "wait": "sleep",
+        # The transport beneath: null is the fastest that both ends have; else shm, tcp, ucx.
+        "transport": None,
+        # The host that a listener at a wildcard address publishes; null is the one that Dask finds.
+        "contact-host": None,
+        # How many bytes of messages one connection queues before `write` waits.
+        "write-buffer": "64 MiB",
+    }
+}
+
+dask.config.update_defaults(DEFAULTS)
+
+
+def get(key: str) -> Any:
+    """Return the value of ``towline.KEY``."""
+    return dask.config.get(f"towline.{key}")
+
+
+# One endpoint for each process and each set of certificates. A forked child makes its own.
+_endpoints: dict[tuple[int, Any], towline.Endpoint] = {}
+_lock = threading.Lock()
+
+
+def endpoint(tls: tuple[bytes, bytes, bytes] | None = None) -> towline.Endpoint:
+    """Return this process's endpoint. ``tls`` has the PEM of the authority, the certificate and the key."""
+    key = (os.getpid(), tls)
+    with _lock:
+        if key not in _endpoints:
+            _endpoints[key] = _new_endpoint(tls)
+        return _endpoints[key]
+
+
+def _new_endpoint(tls: tuple[bytes, bytes, bytes] | None) -> towline.Endpoint:
+    options: dict[str, Any] = {"trust_user": get("trust-user"), "wait": get("wait")}
+    if tls is not None:
+        authority, certificate, key = tls
+        # As Dask does with its sockets: any certificate that the cluster's authority signed, whatever its name.
+        options["tls"] = towline.Tls(certificate=certificate, key=key, authority=authority, any_name=True)
+    # As with Dask's sockets, whoever reaches a port may connect, unless certificates say otherwise.
+    return towline.Endpoint(insecure=True, **options)

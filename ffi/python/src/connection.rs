@@ -1,0 +1,200 @@
+//! Connections.
+
+use std::collections::VecDeque;
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use pyo3::prelude::*;
+use pyo3::types::PyDict;
+use towline::{Message, Prefetch, Result};
+
+use crate::error::{OrRaise, exception};
+use crate::event_loop::{EventLoop, Outcome};
+use crate::message::{self, Form};
+
+/// A connection to one peer.
+#[pyclass(frozen, module = "towline._towline", weakref)]
+#[derive(Debug)]
+pub(crate) struct Connection {
+    connection: towline::Connection,
+    endpoint: towline::Endpoint,
+    /// Messages that were received for a call that was cancelled at that moment.
+    untaken: Untaken,
+}
+
+/// Messages for the next calls of `recv`, oldest first.
+pub(crate) type Untaken = Arc<Mutex<VecDeque<Message>>>;
+
+impl Connection {
+    pub(crate) fn new(endpoint: towline::Endpoint, connection: towline::Connection) -> Self {
+        Self { connection, endpoint, untaken: Untaken::default() }
+    }
+
+    /// Receives the next message. If the driver has received it already, a poll on the event loop moves no
+    /// payload.
+    fn receive<'py>(
+        &self,
+        py: Python<'py>,
+        event_loop: &EventLoop,
+        form: Form,
+    ) -> PyResult<Bound<'py, PyAny>> {
+        let untaken = self.untaken.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
+        if let Some(message) = untaken {
+            return form.object(py, message);
+        }
+        let (connection, untaken) = (self.connection.clone(), self.untaken.clone());
+        event_loop.watch(py, async move {
+            let message = connection.recv().await?;
+            Ok(Outcome::Received(message, form, untaken))
+        })
+    }
+
+    /// Sends a message: its operation, which ends once the memory of its frames is free again.
+    fn sending(&self, message: Message) -> impl Future<Output = Result<Outcome>> + Send + 'static {
+        let connection = self.connection.clone();
+        async move {
+            connection.send(message).await?;
+            Ok(Outcome::Nothing)
+        }
+    }
+}
+
+#[pymethods]
+impl Connection {
+    fn send<'py>(
+        &self,
+        py: Python<'py>,
+        event_loop: &EventLoop,
+        header: &Bound<'py, PyAny>,
+        frames: &Bound<'py, PyAny>,
+    ) -> PyResult<Bound<'py, PyAny>> {
+        event_loop.release(py);
+        let message = message::from_objects(header, frames, &event_loop.pins)?;
+        event_loop.start(py, &self.endpoint, self.sending(message))
+    }
+
+    /// Receives messages ahead of `recv` from now on, on the endpoint's thread: at most so many, and so many bytes.
+    fn prefetch(&self, py: Python<'_>, messages: usize, bytes: u64) -> PyResult<()> {
+        let prefetch = Prefetch::default().writable(true).messages(messages).bytes(bytes);
+        self.connection.prefetch(prefetch).or_raise(py)
+    }
+
+    /// Sends any number of frames as one packed message.
+    fn send_packed<'py>(
+        &self,
+        py: Python<'py>,
+        event_loop: &EventLoop,
+        frames: &Bound<'py, PyAny>,
+    ) -> PyResult<Bound<'py, PyAny>> {
+        event_loop.release(py);
+        let message = message::pack(frames, &event_loop.pins)?;
+        event_loop.start(py, &self.endpoint, self.sending(message))
+    }
+
+    fn recv<'py>(&self, py: Python<'py>, event_loop: &EventLoop) -> PyResult<Bound<'py, PyAny>> {
+        self.receive(py, event_loop, Form::Whole)
+    }
+
+    /// Receives a packed message: a list of writable memoryviews.
+    fn recv_packed<'py>(&self, py: Python<'py>, event_loop: &EventLoop) -> PyResult<Bound<'py, PyAny>> {
+        self.receive(py, event_loop, Form::Packed)
+    }
+
+    /// Sends what is queued, and ends the connection in good order.
+    fn close<'py>(&self, py: Python<'py>, event_loop: &EventLoop) -> PyResult<Bound<'py, PyAny>> {
+        let connection = self.connection.clone();
+        event_loop.start(py, &self.endpoint, async move {
+            connection.close().await?;
+            Ok(Outcome::Nothing)
+        })
+    }
+
+    /// Ends the connection now.
+    fn abort(&self, py: Python<'_>) {
+        py.detach(|| self.connection.abort());
+    }
+
+    /// Why the connection has ended: an exception, or `None` if it has not.
+    fn close_reason(&self, py: Python<'_>) -> Option<Py<PyAny>> {
+        let reason = self.connection.close_reason()?;
+        Some(exception(py, &reason).into_value(py).into_any())
+    }
+
+    /// Whether the connection has ended.
+    fn closed(&self) -> bool {
+        self.connection.close_reason().is_some()
+    }
+
+    /// Which path was chosen, and why: a text.
+    fn explain<'py>(&self, py: Python<'py>, event_loop: &EventLoop) -> PyResult<Bound<'py, PyAny>> {
+        let connection = self.connection.clone();
+        event_loop.start(py, &self.endpoint, async move {
+            Ok(Outcome::Text(format!("{:#?}", connection.explain().await)))
+        })
+    }
+
+    /// The backend that carries the connection.
+    #[getter]
+    fn path(&self) -> &'static str {
+        self.connection.path().chosen()
+    }
+
+    #[getter]
+    fn encryption(&self) -> &'static str {
+        self.connection.path().encryption()
+    }
+
+    /// The candidates: `(name, state, reason)` of each.
+    #[getter]
+    fn candidates(&self) -> Vec<(String, String, String)> {
+        let candidates = self.connection.path().candidates().iter();
+        candidates
+            .map(|candidate| {
+                (candidate.name.to_owned(), format!("{:?}", candidate.state), candidate.reason.clone())
+            })
+            .collect()
+    }
+
+    /// This end's `(host, port)`, or `None` within a process.
+    #[getter]
+    fn local_address(&self) -> Option<(String, u16)> {
+        self.connection.local_address().map(host_and_port)
+    }
+
+    /// The peer's `(host, port)`, or `None` within a process.
+    #[getter]
+    fn peer_address(&self) -> Option<(String, u16)> {
+        self.connection.peer_address().map(host_and_port)
+    }
+
+    #[getter]
+    fn peer(&self) -> String {
+        self.connection.peer().to_string()
+    }
+
+    #[getter]
+    fn is_same_host(&self) -> bool {
+        self.connection.peer().same_host(self.endpoint.identity())
+    }
+
+    fn stats<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyDict>> {
+        let stats = self.connection.stats();
+        let fields = [
+            ("messages_sent", stats.messages_sent),
+            ("messages_received", stats.messages_received),
+            ("bytes_sent", stats.bytes_sent),
+            ("bytes_received", stats.bytes_received),
+            ("bytes_copied", stats.bytes_copied),
+            ("bytes_bounced", stats.bytes_bounced),
+            ("system_calls", stats.system_calls),
+            ("credit_stalls", stats.credit_stalls),
+        ];
+        let dict = PyDict::new(py);
+        fields.into_iter().try_for_each(|(name, count)| dict.set_item(name, count))?;
+        Ok(dict)
+    }
+}
+
+fn host_and_port(address: SocketAddr) -> (String, u16) {
+    (address.ip().to_string(), address.port())
+}

@@ -1,0 +1,95 @@
+//! Objects of Python's whose memory is sent: views by the buffer protocol.
+//!
+//! The invariant: a view is released by a thread that is attached to the interpreter. [`View`] proves it by its
+//! lifetime. [`PinnedView`] may be anywhere, and is leaked if nobody releases it.
+
+#![expect(unsafe_code, reason = "the buffer protocol is one of pointers")]
+
+use std::mem::MaybeUninit;
+use std::ptr::{self, NonNull};
+
+use pyo3::ffi;
+use pyo3::prelude::*;
+use towline::Buffer;
+use towline::memory::Pins;
+
+/// A view of an object's contiguous bytes. While it lives, the object keeps them where they are.
+pub(crate) struct View<'py> {
+    /// `None` once it is pinned.
+    view: Option<PinnedView>,
+    py: Python<'py>,
+}
+
+/// A view whose bytes an operation reads.
+pub(crate) struct PinnedView(Box<ffi::Py_buffer>);
+
+// SAFETY: other threads only move and leak it. A thread that is attached releases it (`release`).
+unsafe impl Send for PinnedView {}
+
+impl<'py> View<'py> {
+    /// Takes a view of `object`.
+    ///
+    /// # Errors
+    /// `TypeError` or `BufferError` if it has no contiguous bytes in host memory.
+    pub(crate) fn of(object: &Bound<'py, PyAny>) -> PyResult<Self> {
+        let mut view = Box::new(MaybeUninit::<ffi::Py_buffer>::uninit());
+        // SAFETY: both pointers are valid, and this thread is attached, as `object` proves.
+        let failed =
+            unsafe { ffi::PyObject_GetBuffer(object.as_ptr(), view.as_mut_ptr(), ffi::PyBUF_SIMPLE) };
+        if failed != 0 {
+            return Err(PyErr::fetch(object.py()));
+        }
+        // SAFETY: the call succeeded, so it filled the view.
+        let view = unsafe { view.assume_init() };
+        Ok(Self { view: Some(PinnedView(view)), py: object.py() })
+    }
+
+    /// The number of bytes.
+    pub(crate) fn len(&self) -> usize {
+        self.view.as_ref().map_or(0, PinnedView::len)
+    }
+
+    /// Returns a copy of the bytes.
+    pub(crate) fn to_vec(&self) -> Vec<u8> {
+        let mut bytes = Vec::with_capacity(self.len());
+        if let Some(PinnedView(view)) = &self.view
+            && self.len() > 0
+        {
+            // SAFETY: the view keeps its bytes readable, the Vec has room for them, and no object has its memory.
+            // No slice of them is formed: without a GIL another thread may write them.
+            unsafe { ptr::copy_nonoverlapping(view.buf.cast::<u8>(), bytes.as_mut_ptr(), self.len()) };
+            // SAFETY: the copy initialised them.
+            unsafe { bytes.set_len(self.len()) };
+        }
+        bytes
+    }
+
+    /// Turns it into a buffer that shares the memory. Its object is released once `pins` returns the view.
+    pub(crate) fn pin(mut self, pins: &Pins<PinnedView>) -> Buffer {
+        let Some(view) = self.view.take() else { return Buffer::new() };
+        let (base, len) = (NonNull::new(view.0.buf.cast()).unwrap_or(NonNull::dangling()), view.len());
+        // SAFETY: the view keeps its bytes there and readable until it is released, and an object's bytes are
+        // initialised.
+        unsafe { pins.pin(base, len, view) }
+    }
+}
+
+impl Drop for View<'_> {
+    fn drop(&mut self) {
+        if let Some(view) = self.view.take() {
+            view.release(self.py);
+        }
+    }
+}
+
+impl PinnedView {
+    fn len(&self) -> usize {
+        usize::try_from(self.0.len).unwrap_or(0)
+    }
+
+    /// Lets go of the object.
+    pub(crate) fn release(mut self, _attached: Python<'_>) {
+        // SAFETY: the view was filled by `PyObject_GetBuffer`, and is released once. This thread is attached.
+        unsafe { ffi::PyBuffer_Release(&mut *self.0) };
+    }
+}
