@@ -30,6 +30,8 @@ class _Plain:
 
     prefix: ClassVar[str] = "towline://"
     encrypted: ClassVar[bool] = False
+    # The transport's scheme for each value of `towline.transport`.
+    schemes: ClassVar[dict[str | None, str]] = {None: "towline", "shm": "shm", "tcp": "tcp", "ucx": "ucx"}
 
     def _endpoint(self, address: str, arguments: dict[str, Any]) -> towline.Endpoint:
         if not self.encrypted and arguments.get("require_encryption"):
@@ -37,16 +39,20 @@ class _Plain:
                 "encryption required by Dask configuration, "
                 f"refusing communication from/to {self.prefix + address!r}: use towlines://"
             )
-        return settings.endpoint(security.certificates(arguments) if self.encrypted else None)
+        try:
+            return settings.endpoint(security.certificates(arguments) if self.encrypted else None)
+        except towline.InvalidError as error:
+            # It is an OSError too, after which Dask would try again.
+            raise ValueError(str(error)) from error
 
     def _transport_address(self, host: str, port: int) -> str:
         """Return the address by which the transport connects or listens."""
         chosen = settings.get("transport")
-        if chosen not in (None, "shm", "tcp", "ucx"):
-            raise ValueError(f"towline.transport is {chosen!r}: null, shm, tcp and ucx are possible")
-        scheme = ("towlines" if self.encrypted else "towline") if chosen is None else chosen
-        address = f"{scheme}://{_WILDCARDS.get(host) or unparse_host_port(host)}:{port}"
-        return f"{address}?tls=on" if self.encrypted and chosen is not None else address
+        scheme = self.schemes.get(chosen)
+        if scheme is None:
+            possible = ", ".join("null" if name is None else name for name in self.schemes)
+            raise ValueError(f"towline.transport is {chosen!r}, and {self.prefix} can use {possible}")
+        return f"{scheme}://{_WILDCARDS.get(host) or unparse_host_port(host)}:{port}"
 
 
 class _Encrypted(_Plain):
@@ -54,6 +60,8 @@ class _Encrypted(_Plain):
 
     prefix = "towlines://"
     encrypted = True
+    # Peers of one host prove themselves by TLS too, and then use shared memory.
+    schemes = {None: "towlines", "tcp": "tls"}
 
 
 class TowlineConnector(_Plain, Connector):

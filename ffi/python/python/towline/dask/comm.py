@@ -43,7 +43,9 @@ class TowlineComm(Comm):
         self._loop = current()
         self._writing_bytes = 0
         self._write_buffer = parse_bytes(settings.get("write-buffer"))
-        self._extra = {"path": inner.path, "encryption": inner.encryption}
+        # What stays on this host needs no encryption, and gets none.
+        is_local = inner.path in ("mem", "shm")
+        self._extra = {"path": inner.path, "encryption": "local" if is_local else inner.encryption}
         self._finalizer = weakref.finalize(self, _abort_dangling, inner, repr(self))
         self._finalizer.atexit = False
 

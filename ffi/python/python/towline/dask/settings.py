@@ -7,7 +7,10 @@ import threading
 from typing import Any
 
 import dask
+
 import towline
+
+from .security import Certificates
 
 DEFAULTS: dict[str, Any] = {
     "towline": {
@@ -29,28 +32,28 @@ dask.config.update_defaults(DEFAULTS)
 
 def get(key: str) -> Any:
     """Return the value of ``towline.KEY``."""
-    return dask.config.get(f"towline.{key}")
+    # A `dask.config.set` from before this module was loaded takes the defaults with it when it ends.
+    return dask.config.get(f"towline.{key}", default=DEFAULTS["towline"][key])
 
 
 # One endpoint for each process and each set of certificates. A forked child makes its own.
-_endpoints: dict[tuple[int, Any], towline.Endpoint] = {}
+_endpoints: dict[tuple[int, Certificates | None], towline.Endpoint] = {}
 _lock = threading.Lock()
 
 
-def endpoint(tls: tuple[bytes, bytes, bytes] | None = None) -> towline.Endpoint:
-    """Return this process's endpoint. ``tls`` has the PEM of the authority, the certificate and the key."""
-    key = (os.getpid(), tls)
+def endpoint(certificates: Certificates | None = None) -> towline.Endpoint:
+    """Return this process's endpoint, for encrypted connections if there are ``certificates``."""
+    key = (os.getpid(), certificates)
     with _lock:
         if key not in _endpoints:
-            _endpoints[key] = _new_endpoint(tls)
+            _endpoints[key] = _new_endpoint(certificates)
         return _endpoints[key]
 
 
-def _new_endpoint(tls: tuple[bytes, bytes, bytes] | None) -> towline.Endpoint:
+def _new_endpoint(certificates: Certificates | None) -> towline.Endpoint:
     options: dict[str, Any] = {"trust_user": get("trust-user"), "wait": get("wait")}
-    if tls is not None:
-        authority, certificate, key = tls
+    if certificates is not None:
         # As Dask does with its sockets: any certificate that the cluster's authority signed, whatever its name.
-        options["tls"] = towline.Tls(certificate=certificate, key=key, authority=authority, any_name=True)
+        options["tls"] = towline.Tls(**certificates._asdict(), any_name=True)
     # As with Dask's sockets, whoever reaches a port may connect, unless certificates say otherwise.
     return towline.Endpoint(insecure=True, **options)
