@@ -1,4 +1,5 @@
-//! The fuzz targets are a workspace of their own. Its lock file must have the versions of the main one.
+//! The fuzz targets and the Python package are workspaces of their own. Their lock files must have the versions
+//! of the main one.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -6,7 +7,7 @@ use crate::assert_clean;
 use crate::tree::Tree;
 
 const MAIN: &str = "Cargo.lock";
-const FUZZ: &str = "fuzz/Cargo.lock";
+const OTHERS: [&str; 2] = ["fuzz/Cargo.lock", "ffi/python/Cargo.lock"];
 
 /// The entries of a lock file for the packages of one name.
 #[derive(Debug, Default)]
@@ -16,10 +17,10 @@ struct Locked<'a> {
 }
 
 #[test]
-fn fuzz_targets_run_what_is_locked() {
+fn other_workspaces_use_what_is_locked() {
     assert_clean(
         drift,
-        "cp Cargo.lock fuzz/ && cargo update --workspace --manifest-path fuzz/Cargo.toml, which needs the registry.",
+        "Copy Cargo.lock beside that Cargo.toml, and run cargo update --workspace --manifest-path on it, which needs the registry.",
     );
     let problems = |version: &str, dependencies: &str| {
         let main = "[[package]]\nname = \"a\"\nversion = \"1.0.0\"\n[[package]]\nname = \"a\"\nversion = \"2.0.0\"\n";
@@ -28,7 +29,7 @@ fn fuzz_targets_run_what_is_locked() {
         );
         let manifest =
             "name = \"own\"\n[dependencies]\na = \"2\"\nb.workspace = true\n[dev-dependencies]\nc = \"1\"\n";
-        drift(&Tree::of(&[(MAIN, main), (FUZZ, &fuzz), ("own/Cargo.toml", manifest)]))
+        drift(&Tree::of(&[(MAIN, main), (OTHERS[0], &fuzz), ("own/Cargo.toml", manifest)]))
     };
     assert_eq!(problems("2.0.0", " \"a 2.0.0\",\n \"b\",\n"), [""; 0]);
     assert_eq!(problems("2.0.1", " \"a 2.0.1\",\n \"b\",\n").len(), 1);
@@ -36,25 +37,28 @@ fn fuzz_targets_run_what_is_locked() {
     assert_eq!(problems("2.0.0", " \"a 2.0.0\",\n \"b\",\n \"c\",\n").len(), 1);
 }
 
-/// Reports versions in the fuzz targets' lock file that differ from the main one, and manifests that it does
-/// not match.
+/// Reports versions in the other lock files that differ from the main one, and manifests that they do not match.
 fn drift(tree: &Tree) -> Vec<String> {
+    OTHERS.iter().flat_map(|lock| drift_of(tree, lock)).collect()
+}
+
+fn drift_of(tree: &Tree, lock: &str) -> Vec<String> {
     let text = |path| tree.find(path).map_or("", |file| &file.text);
-    let (main, fuzz) = (locked(text(MAIN)), locked(text(FUZZ)));
+    let (main, other) = (locked(text(MAIN)), locked(text(lock)));
     let mut problems = Vec::new();
-    for (name, Locked { versions, .. }) in &fuzz {
+    for (name, Locked { versions, .. }) in &other {
         if let Some(main) = main.get(name)
             && !versions.is_subset(&main.versions)
         {
-            problems.push(format!("{FUZZ}: {name} {versions:?}, not {:?}", main.versions));
+            problems.push(format!("{lock}: {name} {versions:?}, not {:?}", main.versions));
         }
     }
     for manifest in tree.files.iter().filter(|file| file.path.ends_with("/Cargo.toml")) {
         let name = manifest.text.lines().find_map(|line| line.strip_prefix("name = "));
-        let Some(locked) = name.and_then(|name| fuzz.get(name.trim_matches('"'))) else { continue };
+        let Some(locked) = name.and_then(|name| other.get(name.trim_matches('"'))) else { continue };
         let wanted = wanted(&manifest.text);
         if wanted != locked.dependencies {
-            problems.push(format!("{FUZZ}: {} wants {wanted:?}", manifest.path));
+            problems.push(format!("{lock}: {} wants {wanted:?}", manifest.path));
         }
     }
     problems

@@ -15,6 +15,7 @@ use crate::machine;
 use crate::packages;
 use crate::process::{Outcome, cargo, find_program, run, target_directory};
 use crate::promtool;
+use crate::python;
 use crate::wheel;
 
 /// The variable that turns a skip into a failure: a comma-separated list of [`Need::name`]s and other test
@@ -157,6 +158,7 @@ fn provide(may_install: bool, deadline: Instant, required: impl Fn(&str) -> bool
             wheel::fetch,
             promtool::fetch,
             machine::fetch,
+            python::install,
         ] {
             if let Err(message) = provide(deadline.min(Instant::now() + INSTALL_LIMIT)) {
                 eprintln!("{message}");
@@ -185,6 +187,10 @@ fn provide(may_install: bool, deadline: Instant, required: impl Fn(&str) -> bool
     if !machine::is_there() {
         eprintln!("{} was not made: what needs {} cannot run", machine::folder().display(), machine::NAME);
         unmet.push(machine::NAME);
+    }
+    if !python::is_there() {
+        eprintln!("the Python environment was not made: what needs {} cannot run", python::NAME);
+        unmet.push(python::NAME);
     }
     unmet.retain(|name| required(name));
     if unmet.is_empty() { Ok(()) } else { Err(format!("still missing: {}", unmet.join(", "))) }

@@ -8,13 +8,19 @@ use std::time::Instant;
 use serde_json::Value;
 
 use crate::process::{Outcome, cargo, host_triple, root};
+use crate::stages::PYTHON_MANIFEST;
 
 pub(crate) fn run(_deadline: Instant) -> Outcome {
     let policy = root().join("deny.toml");
     let policy = fs::read_to_string(&policy).map_err(|error| format!("{}: {error}", policy.display()))?;
     let allowed = allow_list(&policy);
-    let mut command =
-        cargo(&["metadata", "--format-version", "1", "--locked", "--filter-platform", &host_triple()]);
+    ["Cargo.toml", PYTHON_MANIFEST].iter().try_for_each(|manifest| check(manifest, &allowed))
+}
+
+/// Checks the dependencies of one workspace.
+fn check(manifest: &str, allowed: &[&str]) -> Outcome {
+    let mut command = cargo(&["metadata", "--format-version", "1", "--locked", "--manifest-path", manifest]);
+    command.args(["--filter-platform", &host_triple()]);
     let output =
         command.stderr(Stdio::inherit()).output().map_err(|error| format!("cargo metadata: {error}"))?;
     if !output.status.success() {
@@ -25,10 +31,10 @@ pub(crate) fn run(_deadline: Instant) -> Outcome {
     let packages = document["packages"].as_array().ok_or("cargo metadata: no packages")?;
     let refused: Vec<_> = packages
         .iter()
-        .filter(|package| !package["license"].as_str().is_some_and(|licence| permits(licence, &allowed)))
+        .filter(|package| !package["license"].as_str().is_some_and(|licence| permits(licence, allowed)))
         .map(|package| format!("{} {}: {}", package["name"], package["version"], package["license"]))
         .collect();
-    println!("licences: {} packages, {} refused", packages.len(), refused.len());
+    println!("licences of {manifest}: {} packages, {} refused", packages.len(), refused.len());
     if refused.is_empty() { Ok(()) } else { Err(format!("not in deny.toml:\n{}", refused.join("\n"))) }
 }
 

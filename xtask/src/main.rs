@@ -15,6 +15,7 @@ mod machine;
 mod packages;
 mod process;
 mod promtool;
+mod python;
 mod stage;
 mod stages;
 mod test;
@@ -23,6 +24,8 @@ mod wheel;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+
+use crate::stage::no_limit;
 
 /// Towline's development tasks
 #[derive(Debug, Parser)]
@@ -50,6 +53,11 @@ enum Task {
     Asan,
     /// Run the models of memory that processes share without a lock, under loom
     Loom,
+    /// Build the Python package of ffi/python and run its tests, in the environment that `install` makes
+    Python,
+    /// Build the Python wheel that is published, for every Linux since glibc 2.17, and import it in an empty
+    /// environment
+    Wheel,
     /// Run the fuzz targets from their committed corpora
     Fuzz(fuzz::Arguments),
 }
@@ -63,6 +71,8 @@ fn main() -> ExitCode {
         Task::Bindings(arguments) => bindings::run(&arguments),
         Task::Asan => asan::run(stages::ASAN.deadline()),
         Task::Loom => loom::run(stages::LOOM.deadline()),
+        Task::Python => python::test(no_limit()),
+        Task::Wheel => python::wheel(no_limit()),
         Task::Fuzz(arguments) => fuzz::run(&arguments),
     };
     match outcome {

@@ -8,6 +8,11 @@ use crate::process::Outcome;
 /// Longer than any run started by a person, who can interrupt it.
 pub(crate) const NO_LIMIT: Duration = Duration::from_secs(365 * 24 * 60 * 60);
 
+/// Returns the deadline of such a run.
+pub(crate) fn no_limit() -> Instant {
+    Instant::now() + NO_LIMIT
+}
+
 #[derive(Debug)]
 pub(crate) struct Stage {
     pub(crate) name: &'static str,

@@ -25,6 +25,9 @@ pub(crate) const LOOM: Stage = Stage { name: "loom", limit: minutes(8), run: loo
 pub(crate) const FUZZ: Stage = Stage { name: "fuzz", limit: minutes(12), run: fuzz::stage };
 pub(crate) const BENCH: Stage = Stage { name: "bench", limit: minutes(15), run: bench };
 
+/// The Python package is a workspace of its own.
+pub(crate) const PYTHON_MANIFEST: &str = "ffi/python/Cargo.toml";
+
 /// The programs that a build may use: Rust, its linker, and the tools that come with it, which build the
 /// cryptography of TLS. No pkg-config, cmake, make, clang, protoc, Perl or Python.
 const BUILD_PROGRAMS: [&str; 6] = ["cargo", "rustc", "cc", "ld", "as", "ar"];
@@ -35,7 +38,9 @@ const fn minutes(count: u64) -> Duration {
 
 fn format(deadline: Instant) -> Outcome {
     run(&mut cargo(&["fmt", "--all", "--check"]), deadline)?;
-    run(&mut cargo(&["fmt", "--check", "--manifest-path", "bench/compare/Cargo.toml"]), deadline)
+    ["bench/compare/Cargo.toml", PYTHON_MANIFEST]
+        .iter()
+        .try_for_each(|manifest| run(&mut cargo(&["fmt", "--check", "--manifest-path", manifest]), deadline))
 }
 
 fn tidy(deadline: Instant) -> Outcome {
@@ -52,7 +57,9 @@ fn clippy(deadline: Instant) -> Outcome {
     let packages = ["--package", "towline", "--package", "towline-runtime", "--package", "towline-bench"];
     run(cargo(&without).args(packages).args(["--", "-D", "warnings"]), deadline)?;
     let tests = ["--package", "towline", "--all-targets"];
-    run(cargo(&without).args(tests).args(["--", "-D", "warnings"]), deadline)
+    run(cargo(&without).args(tests).args(["--", "-D", "warnings"]), deadline)?;
+    let python = ["clippy", "--locked", "--manifest-path", PYTHON_MANIFEST, "--target-dir"];
+    run(cargo(&python).arg(target_directory()).args(["--", "-D", "warnings"]), deadline)
 }
 
 fn doc(deadline: Instant) -> Outcome {

@@ -4,6 +4,7 @@ use std::time::{Duration, Instant};
 
 use crate::install;
 use crate::process::{self, Outcome, cargo};
+use crate::python;
 use crate::stage::NO_LIMIT;
 
 #[derive(Debug, clap::Args)]
@@ -35,7 +36,8 @@ fn test(may_install: bool, filters: &[String], deadline: Instant) -> Outcome {
     // Every test binary runs even if one fails: a complete report is worth the time.
     let suite = ["test", "--workspace", "--no-fail-fast"];
     if filters.is_empty() {
-        process::run(&mut cargo(&suite), deadline)?;
+        let outcome = process::run(&mut cargo(&suite), deadline);
+        python::test(deadline).and(outcome)?;
     }
     for filter in filters {
         process::run(cargo(&suite).arg("--").arg(filter), deadline)?;
