@@ -5,16 +5,17 @@
 //! cancelled or left unpolled. The other end behaves well and follows commands, in a process of its own where
 //! the backend reaches one.
 
+use std::fmt::Display;
 use std::process::ExitCode;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tokio::io::{AsyncBufReadExt, AsyncWriteExt, BufReader, Lines};
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Mutex;
 use towline::environment::Environment;
-use towline::{Address, Builder, Caps, Connection, Endpoint, Listener};
+use towline::{Address, Builder, Caps, Connection, Endpoint, Error, Listener};
 use towline_tests::watched::{Stop, Watched};
 
 use crate::backends::{Row, connect_pair};
@@ -33,6 +34,8 @@ cases! {
         endpoints_leave_no_task_in_a_shared_environment;
 }
 
+/// Short, since many steps last as long. On a busy machine, an attempt that is not stopped may exceed it and is
+/// then repeated.
 const HANDSHAKE_TIME: Duration = Duration::from_millis(500);
 const HEARTBEAT: Duration = Duration::from_millis(150);
 /// An attempt takes fewer polls.
@@ -41,6 +44,8 @@ const POLLS_MAX: usize = 4000;
 /// Commands to the other end; an address follows.
 const LISTEN: &str = "listen";
 const CONNECT: &str = "connect";
+/// Like [`CONNECT`], but the answer follows the attempt, and is its error if it fails.
+const CONNECT_NOW: &str = "connect-now";
 /// The answer holds its numbers of descriptors and tasks.
 const COUNT: &str = "count";
 
@@ -149,7 +154,7 @@ impl Ends {
     }
 
     async fn assert(&self, what: &str, fits: impl Fn([Counts; 2]) -> bool) {
-        let began = std::time::Instant::now();
+        let began = Instant::now();
         loop {
             let now = self.counts().await;
             if fits(now) {
@@ -161,14 +166,66 @@ impl Ends {
     }
 
     async fn assert_connects(&self) {
-        let connection = in_time("a connection", self.endpoint.connect(&self.address)).await.unwrap();
-        assert_carries(&connection).await;
+        let limit = Instant::now() + TIMEOUT;
+        loop {
+            let attempt = Attempt::begin();
+            match in_time("a connection", self.endpoint.connect(&self.address)).await {
+                Ok(connection) => return assert_carries(&connection).await,
+                Err(error) => attempt.assert_slow(&error),
+            }
+            assert!(Instant::now() < limit, "no attempt is fast enough");
+        }
     }
 
     async fn assert_accepts(&self) {
-        self.control.command(&format!("{CONNECT} {}", self.listener.address())).await;
-        let connection = in_time("a connection", self.listener.accept()).await.unwrap();
+        let limit = Instant::now() + TIMEOUT;
+        loop {
+            let attempt = Attempt::begin();
+            let error = self.control.command(&format!("{CONNECT_NOW} {}", self.listener.address())).await;
+            if error.is_empty() {
+                let connection = in_time("a connection", self.listener.accept()).await.unwrap();
+                return assert_carries(&connection).await;
+            }
+            attempt.assert_slow(&error);
+            assert!(Instant::now() < limit, "no attempt is fast enough");
+        }
+    }
+
+    /// Asserts that the connection of an accepting task carries, if the task has ended.
+    async fn accepted_unless_stopped(&self, stop: &Stop, attempt: &Attempt) -> Reached {
+        if !stop.is_over() {
+            return Reached::Stop;
+        }
+        let Some(connection) = self.accepted().await else {
+            attempt.assert_slow(&"nothing is accepted");
+            return Reached::Timeout;
+        };
         assert_carries(&connection).await;
+        Reached::End
+    }
+
+    /// Returns the connection of an accepting task that has ended, or `None` if its attempt failed.
+    async fn accepted(&self) -> Option<Connection> {
+        // The task passes the connection on before it ends.
+        let accepted = tokio::time::timeout(Duration::from_millis(1), self.listener.accept()).await;
+        accepted.ok().map(Result::unwrap)
+    }
+}
+
+/// An attempt that is not stopped. On a busy machine it may fail, since [`HANDSHAKE_TIME`] is short.
+struct Attempt(Instant);
+
+impl Attempt {
+    fn begin() -> Self {
+        Self(Instant::now())
+    }
+
+    /// Asserts that the attempt took as long as the shortest limit of its steps, so that a repetition may
+    /// succeed.
+    #[track_caller]
+    fn assert_slow(&self, error: &dyn Display) {
+        let took = self.0.elapsed();
+        assert!(took >= HANDSHAKE_TIME / 2, "it failed after {took:?}: {error}");
     }
 }
 
@@ -177,6 +234,20 @@ async fn assert_carries(connection: &Connection) {
     in_time("a message", connection.deliver(message(1, &[100]))).await.unwrap();
     // The other end detects an abort at once.
     connection.abort();
+}
+
+/// Asserts that the connection carries, if there is one.
+async fn carried(connected: Result<Connection, Error>, attempt: &Attempt) -> Reached {
+    match connected {
+        Ok(connection) => {
+            assert_carries(&connection).await;
+            Reached::End
+        }
+        Err(error) => {
+            attempt.assert_slow(&error);
+            Reached::Timeout
+        }
+    }
 }
 
 /// The stream of commands to the other end, one a line.
@@ -236,6 +307,13 @@ async fn run_commands(row: &'static Row, environment: &Watched, endpoint: &Endpo
                 });
                 String::new()
             }
+            CONNECT_NOW => match endpoint.connect(&address.parse().unwrap()).await {
+                Ok(connection) => {
+                    tokio::spawn(hold(connection));
+                    String::new()
+                }
+                Err(error) => error.to_string(),
+            },
             COUNT => {
                 let Counts { descriptors, tasks } = Counts::of(environment);
                 format!("{descriptors} {tasks}")
@@ -258,105 +336,119 @@ fn steps() -> impl Iterator<Item = usize> {
         .take_while(|polls| *polls < POLLS_MAX)
 }
 
+/// How far an attempt advanced.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Reached {
+    /// The stop.
+    Stop,
+    /// The end: the connection was made.
+    End,
+    /// Neither: the machine was too busy for [`HANDSHAKE_TIME`].
+    Timeout,
+}
+
 /// Waits until the task has stopped or completed.
 async fn until_stopped(stop: &Stop) {
     eventually("it stops or ends", || stop.is_reached() || stop.is_over()).await;
 }
 
+/// Runs `step` with rising numbers of polls until it reports that the attempt was complete.
+async fn for_each_step(mut step: impl AsyncFnMut(usize) -> Reached) {
+    for polls in steps() {
+        let limit = Instant::now() + TIMEOUT;
+        loop {
+            match step(polls).await {
+                Reached::Stop => break,
+                Reached::End => return assert!(polls > 0, "it completed without a poll"),
+                Reached::Timeout => assert!(Instant::now() < limit, "no attempt is fast enough"),
+            }
+        }
+    }
+    panic!("an attempt takes more than {POLLS_MAX} polls");
+}
+
 async fn a_connect_cancelled_at_any_step_leaks_nothing(row: &'static Row) {
     let ends = Ends::new(row).await;
-    for polls in steps() {
-        let stop = ends.environment.stop_next(polls);
+    for_each_step(async |polls| {
+        let (stop, attempt) = (ends.environment.stop_next(polls), Attempt::begin());
         let mut connecting = Box::pin(ends.endpoint.connect(&ends.address));
         let connected = tokio::select! {
             connected = &mut connecting => Some(connected),
             () = until_stopped(&stop) => None,
         };
-        let is_done = connected.is_some() || stop.is_over();
-        if let Some(connection) = connected {
-            assert_carries(&connection.unwrap()).await;
-        }
+        let reached = match connected {
+            Some(connected) => carried(connected, &attempt).await,
+            None if stop.is_over() => carried(in_time("a connection", &mut connecting).await, &attempt).await,
+            None => Reached::Stop,
+        };
         drop(connecting);
         stop.let_go_on();
         ends.assert_nothing_left(&format!("cancelled after {polls} polls")).await;
-        if is_done {
-            assert!(polls > 0, "it completed without a poll");
-            return ends.assert_connects().await;
-        }
-    }
-    panic!("an attempt takes more than {POLLS_MAX} polls");
+        reached
+    })
+    .await;
+    ends.assert_connects().await;
 }
 
 async fn an_accept_cancelled_at_any_step_leaks_nothing(row: &'static Row) {
     let ends = Ends::new(row).await;
-    for polls in steps() {
-        let stop = ends.environment.stop_next(polls);
+    for_each_step(async |polls| {
+        let (stop, attempt) = (ends.environment.stop_next(polls), Attempt::begin());
         ends.control.command(&format!("{CONNECT} {}", ends.listener.address())).await;
         until_stopped(&stop).await;
-        let is_done = stop.is_over();
-        if is_done {
-            assert_carries(&in_time("a connection", ends.listener.accept()).await.unwrap()).await;
-        }
+        let reached = ends.accepted_unless_stopped(&stop, &attempt).await;
         stop.drop_task();
         ends.assert_nothing_left(&format!("cancelled after {polls} polls")).await;
-        if is_done {
-            assert!(polls > 0, "it completed without a poll");
-            return ends.assert_accepts().await;
-        }
-    }
-    panic!("an attempt takes more than {POLLS_MAX} polls");
+        reached
+    })
+    .await;
+    ends.assert_accepts().await;
 }
 
 async fn a_connector_stopped_at_any_step_leaks_nothing_at_its_peer(row: &'static Row) {
     let ends = Ends::new(row).await;
-    for polls in steps() {
-        let stop = ends.environment.stop_next(polls);
+    for_each_step(async |polls| {
+        let (stop, attempt) = (ends.environment.stop_next(polls), Attempt::begin());
         let connecting = tokio::spawn({
             let (endpoint, address) = (ends.endpoint.clone(), ends.address.clone());
             async move { endpoint.connect(&address).await }
         });
         until_stopped(&stop).await;
-        let is_done = stop.is_over();
-        if is_done {
-            let connection = in_time("a connection", connecting).await.unwrap().unwrap();
-            assert_carries(&connection).await;
+        let reached = if stop.is_over() {
+            carried(in_time("a connection", connecting).await.unwrap(), &attempt).await
         } else {
             ends.assert_nothing_left_there(&format!("stopped after {polls} polls")).await;
             stop.let_go_on();
             // It was too late, or just in time.
             drop(in_time("its end", connecting).await.unwrap());
-        }
+            Reached::Stop
+        };
         ends.assert_nothing_left(&format!("after a stop, after {polls} polls")).await;
-        if is_done {
-            return ends.assert_connects().await;
-        }
-    }
-    panic!("an attempt takes more than {POLLS_MAX} polls");
+        reached
+    })
+    .await;
+    ends.assert_connects().await;
 }
 
 async fn an_acceptor_stopped_at_any_step_leaks_nothing_at_its_peer(row: &'static Row) {
     let ends = Ends::new(row).await;
-    for polls in steps() {
-        let stop = ends.environment.stop_next(polls);
+    for_each_step(async |polls| {
+        let (stop, attempt) = (ends.environment.stop_next(polls), Attempt::begin());
         ends.control.command(&format!("{CONNECT} {}", ends.listener.address())).await;
         until_stopped(&stop).await;
-        let is_done = stop.is_over();
-        if is_done {
-            assert_carries(&in_time("a connection", ends.listener.accept()).await.unwrap()).await;
-        } else {
+        let reached = ends.accepted_unless_stopped(&stop, &attempt).await;
+        if reached == Reached::Stop {
             ends.assert_nothing_left_there(&format!("stopped after {polls} polls")).await;
             stop.let_go_on();
             eventually("it ends", || stop.is_over()).await;
             // It was too late, or just in time.
-            let late = tokio::time::timeout(Duration::from_millis(1), ends.listener.accept()).await;
-            drop(late);
+            drop(ends.accepted().await);
         }
         ends.assert_nothing_left(&format!("after a stop, after {polls} polls")).await;
-        if is_done {
-            return ends.assert_accepts().await;
-        }
-    }
-    panic!("an attempt takes more than {POLLS_MAX} polls");
+        reached
+    })
+    .await;
+    ends.assert_accepts().await;
 }
 
 async fn endpoints_leave_no_task_in_a_shared_environment(row: &'static Row) {

@@ -92,7 +92,8 @@ async fn peers_killed_while_lending_leak_nothing(row: &'static Row) {
             tokio::spawn(async move { send_until_lost(&connection, &arena, seed + 1).await })
         };
         if seed % 2 == 0 {
-            eventually("the first lease", || arena.stats().leases > 0).await;
+            let lends = || arena.stats().leases > 0 && connection.stats().messages_received > 0;
+            eventually("both ends lend", lends).await;
         }
         tokio::time::sleep(Duration::from_micros(Random::new(seed, 7).below(15_000) as u64)).await;
         lent += arena.stats().leases;

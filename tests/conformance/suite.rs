@@ -26,7 +26,7 @@ const CASE_TIME: Duration = Duration::from_secs(90);
 /// Time after that limit until the parent kills the case's process: the case's own timer may not run.
 const HANG_TIME: Duration = Duration::from_secs(10);
 /// Cases that run at once on each core by default. Most cases wait most of the time.
-const CASES_PER_CORE: usize = 4;
+const CASES_PER_CORE: usize = 6;
 
 /// A claim about every backend that has the capabilities.
 #[derive(Clone, Copy)]
@@ -156,14 +156,12 @@ impl Case {
 }
 
 impl Slots {
-    /// As many slots as the user asked for, or [`CASES_PER_CORE`] for each core.
+    /// As many slots as the user asked for, or [`CASES_PER_CORE`] for each core. A case of [`Load::Core`] takes
+    /// one core's share of them.
     pub(crate) fn new(asked: Option<usize>) -> Self {
         let cores = std::thread::available_parallelism().map_or(1, usize::from);
-        let (count, per_core) = match asked {
-            Some(count) => (count, 1),
-            None => (cores * CASES_PER_CORE, CASES_PER_CORE),
-        };
-        Self { free: Semaphore::new(count), count, per_core }
+        let count = asked.unwrap_or(cores * CASES_PER_CORE);
+        Self { free: Semaphore::new(count), count, per_core: (count / cores).max(1) }
     }
 
     pub(crate) fn count(&self) -> usize {
