@@ -7,15 +7,17 @@ use towline::{Buffer, Message};
 /// Prime, so that no power of two maps a position onto an equal one.
 const BLOCK_LEN: usize = 1_048_573;
 
+// Each case's process computes it, without optimization, so its loop is short.
 static BLOCK: LazyLock<Vec<u8>> = LazyLock::new(|| {
     let mut state = 0x9e37_79b9_7f4a_7c15_u64;
-    let mut block = Vec::with_capacity(BLOCK_LEN + 8);
-    while block.len() < BLOCK_LEN {
+    let mut words = vec![[0; 8]; BLOCK_LEN.div_ceil(8)];
+    for word in &mut words {
         state ^= state << 13;
         state ^= state >> 7;
         state ^= state << 17;
-        block.extend_from_slice(&state.to_le_bytes());
+        *word = state.to_le_bytes();
     }
+    let mut block = words.into_flattened();
     block.truncate(BLOCK_LEN);
     block
 });
