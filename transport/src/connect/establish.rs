@@ -112,8 +112,7 @@ impl Establisher {
                     if let Some(permit) = permit {
                         permit.record(&Err(reason.clone()), environment.now());
                     }
-                    candidate.candidate.reason = reason;
-                    refused.push(candidate.candidate);
+                    refused.push(candidate.refused(reason));
                     continue;
                 }
             }
@@ -133,8 +132,7 @@ impl Establisher {
                         opened
                     }
                     Err(reason) => {
-                        candidate.candidate.reason = reason;
-                        refused.push(candidate.candidate);
+                        refused.push(candidate.refused(reason));
                         continue;
                     }
                 }
@@ -261,8 +259,7 @@ impl Establisher {
                 Ok(expected) => expected,
                 Err(reason) => {
                     send_within(environment, deadline, handshake::answer(&mut control, Err(&reason))).await?;
-                    candidate.candidate.reason = reason;
-                    refused.push(candidate.candidate);
+                    refused.push(candidate.refused(reason));
                     continue;
                 }
             };
@@ -285,8 +282,7 @@ impl Establisher {
                         opened
                     }
                     Err(reason) => {
-                        candidate.candidate.reason = reason;
-                        refused.push(candidate.candidate);
+                        refused.push(candidate.refused(reason));
                         continue;
                     }
                 }
@@ -367,15 +363,15 @@ impl Establisher {
             };
             (opened, asked)
         };
-        let said = match asked {
-            ConnectorReply::Answer(said) => said,
+        let answer = match asked {
+            ConnectorReply::Answer(answer) => answer,
             ConnectorReply::Measure(len) => {
                 let link = opened.as_ref().ok().map(Opened::link);
                 candidate.candidate.reason = "the peer probed it and prefers it".into();
                 path_probe::answer_probe(len, link, context, (control, backend.name()), answered_by).await?
             }
         };
-        let opened = match (opened, said) {
+        let opened = match (opened, answer) {
             (Ok(_), Err(reason)) => Err(reason),
             (opened, _) => opened,
         };

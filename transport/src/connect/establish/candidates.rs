@@ -19,6 +19,13 @@ pub(super) struct BackendCandidate {
     pub(super) is_probed: bool,
 }
 
+impl BackendCandidate {
+    /// Returns its final state. The reason finishes the sentence "refused because".
+    pub(super) fn refused(self, reason: String) -> Candidate {
+        Candidate { reason, ..self.candidate }
+    }
+}
+
 impl Establisher {
     /// Returns the backends that `address` allows and this machine has, and the refused ones with their
     /// reasons.
