@@ -25,7 +25,7 @@ fn samples() -> [(&'static str, Sample); 5] {
     [
         ("a message of 8 bytes", Sample::Announcement(vec![1; 8])),
         ("a table of 64 frames", Sample::Table(vec![frame; 64])),
-        ("64 words", Sample::Words(64)),
+        ("64 acknowledgements", Sample::Acks(64)),
         ("a get", Sample::Get),
         ("a put of 8 bytes", Sample::Put(vec![1; 8])),
     ]

@@ -141,7 +141,7 @@ impl Command {
         tokio::select! {
             biased;
             outcome = self.work(shutdown) => outcome,
-            interruption = shutdown.told() => Err(interruption),
+            interruption = shutdown.requested() => Err(interruption),
         }
     }
 

@@ -387,10 +387,10 @@ fn usage_errors_are_reported() {
     sender(&address, &missing).end(1).assert_stderr(&["missing", "No such file"]);
     sender(&address, home.path()).end(1).assert_stderr(&["is a directory"]);
     sender(&address, Path::new("/dev/null")).end(1).assert_stderr(&["not a regular file"]);
-    sender("mem://nobody", &real).end(1).assert_stderr(&[
-        "mem://nobody",
+    sender("mem://absent", &real).end(1).assert_stderr(&[
+        "mem://absent",
         "refused",
-        "nobody in this process",
+        "no listener of that name in this process",
     ]);
     sender("tcp://127.0.0.1:0", &real)
         .end(1)
@@ -399,7 +399,7 @@ fn usage_errors_are_reported() {
 
     let unused = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
     let address = format!("tcp://{unused}");
-    sender(&address, &real).end(1).assert_stderr(&[&address, "refused: nobody listens there"]);
+    sender(&address, &real).end(1).assert_stderr(&[&address, "refused: no listener at that address"]);
 
     let mut nowhere = Process::start(Command::new(program()).args(["receive", LOCAL]).arg(&missing));
     nowhere.end(1).assert_stderr(&["missing", "is not a directory"]);

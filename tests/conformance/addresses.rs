@@ -86,7 +86,7 @@ async fn a_connect_error_names_each_address_and_its_failure(row: &'static Row) {
             let named = named.split("://").nth(1).unwrap();
             let (_, rest) = text.split_once(&format!("{named}: ")).expect(&text);
             let outcome = rest.split("; ").next().unwrap();
-            let reason = if address == good { "nobody listens there" } else { "no answer within " };
+            let reason = if address == good { "no listener at that address" } else { "no answer within " };
             assert!(outcome.contains(reason), "{address}: {outcome:?} of {text}");
         }
     }
@@ -217,7 +217,7 @@ async fn a_port_without_a_listener_does_not_connect_to_itself(row: &'static Row)
     let mut client = Peer::start("connect", row, Home::Network(&namespaces.right), &unserved);
     let (kind, _, text) = attempt(&mut client).await;
     assert_eq!(kind, "Refused", "{text}");
-    assert!(text.contains("nobody listens there"), "{text}");
+    assert!(text.contains("no listener at that address"), "{text}");
 }
 
 async fn a_link_local_address_needs_its_zone(row: &'static Row) {

@@ -98,7 +98,7 @@ fn invalid_certificates_are_refused_at_once() {
     let another = connectors().key;
     assert_error(&wrong(Tls::builder().certificate(chain, another)), ErrorKind::Invalid, &["cannot be used"]);
     assert_error(
-        &wrong(Tls::builder().authority("nobody")),
+        &wrong(Tls::builder().authority("absent")),
         ErrorKind::Invalid,
         &["authority contains no certificate"],
     );

@@ -96,7 +96,7 @@ impl fmt::Display for ErrorKind {
     }
 }
 
-/// A failure, printed as one sentence: `tcp: connect tcp://10.0.0.2:7000: refused: nobody listens there`.
+/// A failure, printed as one sentence: `tcp: connect tcp://10.0.0.2:7000: refused: no listener at that address`.
 ///
 /// Cloning is cheap. One lost link fails every operation in flight on it with the same error.
 ///
@@ -109,13 +109,13 @@ impl fmt::Display for ErrorKind {
 /// let error = endpoint.connect(&"mem://worker-7".parse()?).await.unwrap_err();
 /// match error.kind() {
 ///     ErrorKind::Refused | ErrorKind::Unavailable => println!("not up yet, try later: {error}"),
-///     ErrorKind::Incompatible => println!("something else listens there: {error}"),
+///     ErrorKind::Incompatible => println!("another program listens there: {error}"),
 ///     ErrorKind::Unauthenticated => println!("look at the token: {error}"),
 ///     _ => return Err(error),
 /// }
 /// assert_eq!(
 ///     error.to_string(),
-///     "connect mem://worker-7: refused: nobody in this process listens there"
+///     "connect mem://worker-7: refused: no listener of that name in this process"
 /// );
 /// # Ok(())
 /// # }
@@ -210,7 +210,7 @@ impl Error {
             return ours.clone();
         }
         let (kind, detail) = match error.kind() {
-            Io::ConnectionRefused => (ErrorKind::Refused, "nobody listens there"),
+            Io::ConnectionRefused => (ErrorKind::Refused, "no listener at that address"),
             Io::ConnectionReset | Io::ConnectionAborted | Io::BrokenPipe | Io::UnexpectedEof => {
                 (ErrorKind::PeerLost, "the connection was cut")
             }

@@ -63,7 +63,7 @@ impl PeerTools {
         let limit = SLOWER_MAX * (pace.warmup + pace.duration) + GRACE;
         let mut turns = Vec::with_capacity(self.tools.len());
         for (tool, version) in &self.tools {
-            progress.tell(&format!("{case}, {}", tool.name()));
+            progress.show(&format!("{case}, {}", tool.name()));
             let outcome = match tool.commands(&job) {
                 Err(why) => Err(why),
                 Ok(_) => {
@@ -85,13 +85,13 @@ fn remark(commands: &mut ToolCommands, case: &Case) {
     if case.frames > 1 {
         commands.note.push_str("; one buffer a message, ours has more");
     }
-    let told =
+    let is_passed =
         |key: &str| commands.environment.iter().any(|(name, _)| name.strip_prefix(UCX_PREFIX) == Some(key));
-    let mut untold = case.transport.clone();
+    let mut omitted = case.transport.clone();
     // The accepted versions do not change the measurement.
-    untold.options.retain(|key, _| !told(key) && key != "versions");
-    if !untold.options.is_empty() {
-        commands.note.push_str(&format!("; without our {}", untold.options()));
+    omitted.options.retain(|key, _| !is_passed(key) && key != "versions");
+    if !omitted.options.is_empty() {
+        commands.note.push_str(&format!("; without our {}", omitted.options()));
     }
 }
 
@@ -135,7 +135,7 @@ async fn attempt_once(
     let figures = match tool.read(&job, &ended.out) {
         Ok(figures) if ended.status.success() => figures,
         Err(why) if ended.status.success() || ended.err.trim().is_empty() => return Err(why),
-        _ => return Err(ended.says()),
+        _ => return Err(ended.reason()),
     };
     // A server that does not end is killed when its handle is dropped.
     let _ = server.finish(Instant::now() + FOLLOWS_WITHIN).await;
@@ -220,7 +220,7 @@ mod tests {
         case.transport.options = options.map(|(key, value)| (key.into(), value.into())).into();
         (commands.note, commands.environment) = (String::new(), vec![("UCX_TLS".into(), "tcp".into())]);
         remark(&mut commands, &Case { frames: 1, ..case });
-        assert_eq!(commands.note, "; without our ?integrity=crc32c", "the settings are told");
+        assert_eq!(commands.note, "; without our ?integrity=crc32c", "the passed settings are not noted");
         assert_eq!(words("a  b"), ["a", "b"]);
     }
 }

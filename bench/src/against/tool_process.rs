@@ -56,7 +56,7 @@ impl ToolProcess {
         while !listening(port) {
             if let Some(status) = self.status()? {
                 let ended = self.leave(status);
-                return Err(format!("{} ended instead of listening: {}", self.program, ended.says()));
+                return Err(format!("{} ended instead of listening: {}", self.program, ended.reason()));
             }
             self.wait(deadline).await?;
         }
@@ -109,7 +109,7 @@ impl Drop for ToolProcess {
 
 impl Ended {
     /// Returns its status, with the last line of its error output.
-    pub(super) fn says(&self) -> String {
+    pub(super) fn reason(&self) -> String {
         let line = [&self.err, &self.out].into_iter().find_map(|text| text.trim().lines().next_back());
         line.map_or_else(|| self.status.to_string(), |line| format!("{}: {}", self.status, line.trim()))
     }
@@ -156,9 +156,9 @@ mod tests {
         let script = "echo $COLOUR; echo first >&2; echo wrong >&2; exit 3";
         let ended = shell(script).finish(Instant::now() + LONG).await.unwrap();
         assert_eq!((ended.out.as_str(), ended.status.code()), ("red\n", Some(3)));
-        assert!(ended.says().ends_with(": wrong"), "{}", ended.says());
+        assert!(ended.reason().ends_with(": wrong"), "{}", ended.reason());
         let silent = shell("exit 4").finish(Instant::now() + LONG).await.unwrap();
-        assert_eq!(silent.says(), "exit status: 4");
+        assert_eq!(silent.reason(), "exit status: 4");
         let missing =
             ToolProcess::start(&[], &["towline-no-such-program".to_owned()], &[]).map(drop).unwrap_err();
         assert!(missing.contains("towline-no-such-program: cannot start"), "{missing}");
@@ -186,7 +186,7 @@ mod tests {
         let port = listener.local_addr().unwrap().port();
         shell("exec sleep 1000").listens(port, Instant::now() + LONG).await.unwrap();
         listener.set_nonblocking(true).unwrap();
-        assert!(listener.accept().is_err(), "nobody connected");
+        assert!(listener.accept().is_err(), "no connection was made");
         // No process can listen on port 0.
         let ended = shell("echo taken >&2; exit 1").listens(0, Instant::now() + LONG).await.unwrap_err();
         assert!(ended.contains("instead of listening") && ended.contains("taken"), "{ended}");

@@ -47,9 +47,9 @@ impl Tool for UcxPerftest {
 
     fn commands(&self, job: &Job<'_>) -> Result<ToolCommands, String> {
         let is_ucx = job.path == "ucx";
-        let (told, untold) = if is_ucx { as_ours(job.transport)? } else { Default::default() };
+        let (passed, omitted) = if is_ucx { as_ours(job.transport)? } else { Default::default() };
         let environment = match job.path {
-            "ucx" => environment(told),
+            "ucx" => environment(passed),
             "shm" => environment(SHARED_MEMORY),
             _ => job.over_tcp().map(|()| environment(TCP))?,
         };
@@ -66,7 +66,7 @@ impl Tool for UcxPerftest {
         if test.starts_with("ucp_am") {
             note.push_str("; what comes eagerly is not kept");
         }
-        for (name, value) in untold {
+        for (name, value) in omitted {
             note.push_str(&format!("; without our {name}={value}"));
         }
         // Our endpoints detect a lost peer. Its endpoints do the same with `-e`, which excludes some
@@ -126,13 +126,13 @@ impl Tool for UcxPerftest {
 type Settings = Vec<(String, String)>;
 
 /// Returns the settings of ours that decide what carries the bytes, and those for speed alone that are not
-/// told. Settings for speed are told if the address has them.
+/// passed on. Settings for speed are passed on if the address has them.
 fn as_ours(transport: &Transport) -> Result<(Settings, Settings), String> {
-    let told = |error: towline::Error| error.to_string();
-    let address: Address = transport.local_address().parse().map_err(told)?;
-    let settings = Ucx::default().settings(&address).map_err(told)?;
-    let is_told = |(name, _): &(String, String)| name != FOR_SPEED || transport.options.contains_key(name);
-    Ok(settings.into_iter().partition(is_told))
+    let text = |error: towline::Error| error.to_string();
+    let address: Address = transport.local_address().parse().map_err(text)?;
+    let settings = Ucx::default().settings(&address).map_err(text)?;
+    let is_passed = |(name, _): &(String, String)| name != FOR_SPEED || transport.options.contains_key(name);
+    Ok(settings.into_iter().partition(is_passed))
 }
 
 /// Returns settings as environment variables.
@@ -186,7 +186,7 @@ mod tests {
 
     #[test]
     fn it_goes_where_ours_went() {
-        let told =
+        let variables_for =
             |path| UcxPerftest.commands(&Job { path, ..job(Pattern::Latency, 8) }).map(|it| it.environment);
         let variables = |pairs: &[(&str, &str)]| {
             Ok(pairs
@@ -194,13 +194,13 @@ mod tests {
                 .map(|(name, value)| ((*name).to_owned(), (*value).to_owned()))
                 .collect::<Vec<_>>())
         };
-        assert_eq!(told("shm"), variables(&[("UCX_TLS", "shm")]));
-        assert_eq!(told("tcp"), variables(&[("UCX_TLS", "tcp"), ("UCX_NET_DEVICES", "lo")]));
-        assert_eq!(told("mem").unwrap_err(), "it runs over tcp here, and ours over mem");
+        assert_eq!(variables_for("shm"), variables(&[("UCX_TLS", "shm")]));
+        assert_eq!(variables_for("tcp"), variables(&[("UCX_TLS", "tcp"), ("UCX_NET_DEVICES", "lo")]));
+        assert_eq!(variables_for("mem").unwrap_err(), "it runs over tcp here, and ours over mem");
     }
 
     #[test]
-    fn beside_ucx_it_is_told_what_ours_is_and_sends_active_messages() {
+    fn beside_ucx_it_has_our_settings_and_sends_active_messages() {
         let transport: Transport = "ucx?TLS=self%2Ctcp&NET_DEVICES=lo".parse().unwrap();
         let asked = |pattern| {
             let job = Job { path: "ucx", transport: &transport, ..job(pattern, 8) };
@@ -217,8 +217,8 @@ mod tests {
         for (name, value) in
             [("UCX_TLS", "self,tcp"), ("UCX_NET_DEVICES", "lo"), ("UCX_KEEPALIVE_INTERVAL", "inf")]
         {
-            let told = (name.to_owned(), value.to_owned());
-            assert!(latency.environment.contains(&told), "{name}: {:?}", latency.environment);
+            let variable = (name.to_owned(), value.to_owned());
+            assert!(latency.environment.contains(&variable), "{name}: {:?}", latency.environment);
         }
         let line = "ucx_perftest 127.0.0.1 -p 7000 -t ucp_am_lat -s 8 -n 1000 -w 100 -E poll -v -f -e";
         assert_eq!(latency.client.join(" "), line);

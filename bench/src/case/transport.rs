@@ -161,7 +161,7 @@ mod tests {
         assert_eq!(tls.to_string(), "tcp?integrity=crc32c&tls=on");
         let towlines: Address = "towlines://host:1".parse().unwrap();
         assert_eq!(Transport::to(&towlines), "auto?tls=on".parse().unwrap());
-        for (text, says) in [
+        for (text, expected) in [
             ("udp", "choose from auto, tcp, shm, ucx, ib, mem"),
             ("", "is not a transport"),
             ("TCP", "is not a transport"),
@@ -172,7 +172,7 @@ mod tests {
             ("tcp?tls=yes", "write tls=on"),
         ] {
             let error = text.parse::<Transport>().unwrap_err();
-            assert!(error.contains(says), "{text}: {error}");
+            assert!(error.contains(expected), "{text}: {error}");
         }
     }
 }

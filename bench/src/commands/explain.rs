@@ -144,7 +144,7 @@ async fn probe(
     transport: Transport,
     progress: &mut Progress,
 ) -> Result<ProbeResult, Failure> {
-    progress.tell("measuring");
+    progress.show("measuring");
     let mut runner = CaseRunner::new(PROBE, &options.trust, Some(&options.address), progress);
     let case = |pattern: Pattern, size, window| Case {
         transport: transport.clone(),

@@ -62,7 +62,7 @@ impl Listening {
     }
 
     /// Returns the address at which peers reach the bound one.
-    fn told(&self, bound: &Address) -> Result<Address, towline::Error> {
+    fn published(&self, bound: &Address) -> Result<Address, towline::Error> {
         match &self.advertise {
             None => Ok(bound.clone()),
             Some(address) if address.port() == 0 => {
@@ -73,7 +73,7 @@ impl Listening {
     }
 
     /// Prints where it listens. With `--metrics`, serves the metrics of the endpoint and of the scheduler.
-    pub(crate) async fn tell(
+    pub(crate) async fn announce(
         &self,
         bound: &Address,
         endpoint: &Endpoint,
@@ -86,7 +86,7 @@ impl Listening {
         };
         let metrics = exporter.as_ref().map(|(_, url)| url.clone());
         let document =
-            Document { schema: 1, complete: true, address: self.told(bound)?.to_string(), metrics };
+            Document { schema: 1, complete: true, address: self.published(bound)?.to_string(), metrics };
         self.output.give(&document, |out: &mut dyn Write| {
             writeln!(out, "{}", document.address)?;
             document.metrics.iter().try_for_each(|url| writeln!(out, "metrics at {url}"))

@@ -36,8 +36,8 @@ pub(crate) async fn run(options: &Options, shutdown: &Shutdown) -> Result<(), Fa
     let endpoint = listening.endpoint()?;
     let started = Scheduler::start(&endpoint, &listening.address).await;
     let scheduler = started.map_err(|error| transport(&error).map_or_else(|| error.into(), refused))?;
-    listening.tell(scheduler.address(), &endpoint, Some(&scheduler)).await?;
-    let interruption = shutdown.told().await;
+    listening.announce(scheduler.address(), &endpoint, Some(&scheduler)).await?;
+    let interruption = shutdown.requested().await;
     // A peer that does not respond must not delay the end.
     let _ = tokio::time::timeout(STOP_WITHIN / 2, scheduler.close()).await;
     Err(interruption)

@@ -46,7 +46,7 @@ pub(crate) async fn run(options: &Options) -> Result<(), Failure> {
     let listening = &options.listening;
     let endpoint = listening.endpoint()?;
     let listener = endpoint.listen(&listening.address).await.map_err(refused)?;
-    listening.tell(listener.address(), &endpoint, None).await?;
+    listening.announce(listener.address(), &endpoint, None).await?;
     let serving = peer::serve(listener, CpuClock::Process);
     if options.until_stdin_ends {
         tokio::select! {

@@ -34,7 +34,7 @@ impl WaitFor {
         why: impl Fn(&E) -> Option<towline::Error>,
     ) -> Result<T, Failure> {
         let (begin, mut pause) = (Instant::now(), PAUSE_MIN);
-        let mut told = false;
+        let mut is_reported = false;
         loop {
             let error = match connect().await {
                 Ok(connected) => return Ok(connected),
@@ -48,9 +48,9 @@ impl WaitFor {
                 let waited = format!("--wait-for {}", limit.as_secs_f64());
                 return Err(error.into().during(waited));
             }
-            if !told {
+            if !is_reported {
                 say(format_args!("waiting for the peer, up to {} s: {reason}", limit.as_secs_f64()));
-                told = true;
+                is_reported = true;
             }
             tokio::time::sleep(pause.min(left)).await;
             pause = (2 * pause).min(PAUSE_MAX);

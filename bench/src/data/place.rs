@@ -166,9 +166,9 @@ mod tests {
 
     #[test]
     fn places_are_named_where_they_do_not_go_without_saying() {
-        let told = |from, to| Places { from, to }.to_string();
-        assert_eq!(told(Place::Host, Place::Host), "");
-        assert_eq!(told(Place::Arena, Place::Arena), " in arena");
-        assert_eq!(told(Place::Arena, Place::Host), " from arena to host");
+        let text = |from, to| Places { from, to }.to_string();
+        assert_eq!(text(Place::Host, Place::Host), "");
+        assert_eq!(text(Place::Arena, Place::Arena), " in arena");
+        assert_eq!(text(Place::Arena, Place::Host), " from arena to host");
     }
 }

@@ -49,7 +49,7 @@ impl HostLoad {
         }
     }
 
-    /// Says that others keep a host of `cores` busy, if so.
+    /// Returns a warning that others keep a host of `cores` busy, if so.
     fn warning(&self, cores: usize) -> Option<String> {
         let load = self.load_average.map(|[minute, ..]| minute);
         let waiting = self.pressure_percent.get("cpu").copied();
@@ -58,8 +58,8 @@ impl HostLoad {
         let load = load.map(|load| format!("load average {load:.2} on {cores} cores"));
         let waiting =
             waiting.map(|percent| format!("tasks waited for a core {percent:.0} % of the last 10 s"));
-        let told: Vec<String> = load.into_iter().chain(waiting).collect();
-        busy.then(|| format!("the host was busy before the run: {}", told.join(", ")))
+        let observations: Vec<String> = load.into_iter().chain(waiting).collect();
+        busy.then(|| format!("the host was busy before the run: {}", observations.join(", ")))
     }
 }
 

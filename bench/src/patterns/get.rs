@@ -60,9 +60,9 @@ impl ConnectionPattern for Get<'_> {
                     let begin = Instant::now();
                     let offset = layout.offset(number) as u64;
                     memory = connection.get(&remote, offset, memory).await?;
-                    let came = begin.elapsed();
+                    let arrival = begin.elapsed();
                     judge(&memory, layout, number, how)?;
-                    times.record(if how == Check::Read { begin.elapsed() } else { came });
+                    times.record(if how == Check::Read { begin.elapsed() } else { arrival });
                     number += layout.window as u64;
                     if Instant::now() >= until {
                         return Ok((memory, number));

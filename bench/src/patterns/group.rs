@@ -110,11 +110,11 @@ fn others(addresses: &[String]) -> Vec<Vec<String>> {
 fn sample(case: &Case, counted: &[(MessageCount, Option<MessageCount>)], spent: &[WorkerCost]) -> Sample {
     let mut sample = Sample::new();
     let mut rates: Vec<f64> = counted.iter().map(|(out, _)| out.messages_per_s()).collect();
-    let came: Vec<&MessageCount> = counted.iter().filter_map(|(_, reverse)| reverse.as_ref()).collect();
-    if !came.is_empty() {
-        rates.push(came.iter().map(|reverse| reverse.messages_per_s()).sum());
+    let reverses: Vec<&MessageCount> = counted.iter().filter_map(|(_, reverse)| reverse.as_ref()).collect();
+    if !reverses.is_empty() {
+        rates.push(reverses.iter().map(|reverse| reverse.messages_per_s()).sum());
     }
-    for MessageCount { messages, times, .. } in counted.iter().map(|(out, _)| out).chain(came) {
+    for MessageCount { messages, times, .. } in counted.iter().map(|(out, _)| out).chain(reverses) {
         sample.count(*messages, messages * case.size.0 as u64);
         // All have the same bounds, so adding cannot fail.
         let _ = sample.times.add(times.to_histogram());
@@ -156,7 +156,7 @@ mod tests {
         }
     }
 
-    fn came(messages: u64, elapsed_ms: u64) -> MessageCount {
+    fn reverse(messages: u64, elapsed_ms: u64) -> MessageCount {
         MessageCount { messages, ..counted(0, elapsed_ms) }
     }
 
@@ -189,7 +189,8 @@ mod tests {
             WorkerCost { messages: 1000, cpu_s: 0.25, far_cpu_s: (5.0, 6.0), bytes_copied: 1000 << 10 };
         let case = case("tcp", Pattern::Alltoall, 1 << 10);
         // 2,000 and 3,000 a second of the two here, 400 and 600 of the one there.
-        let counted = [(counted(200, 100), Some(came(80, 200))), (counted(600, 200), Some(came(60, 100)))];
+        let counted =
+            [(counted(200, 100), Some(reverse(80, 200))), (counted(600, 200), Some(reverse(60, 100)))];
         let sample = sample(&case, &counted, &[spent.clone(), spent]);
         assert_eq!((sample.messages, sample.times.len()), (940, 800), "the times are of the near ones");
         assert!((sample.messages_per_s() - 6000.0).abs() < 1e-3, "{}", sample.messages_per_s());

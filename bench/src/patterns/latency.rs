@@ -45,9 +45,9 @@ impl<'a> Latency<'a> {
     /// Checks the reply and returns the time since `begin`.
     fn inspect(&self, back: &Message, number: u64, begin: Instant) -> Result<Duration, Failure> {
         let case = self.bench.case;
-        let came = begin.elapsed();
+        let arrival = begin.elapsed();
         inspect(back, case.spec(), number).map_err(Failure::run)?;
-        Ok(if case.check == Check::Read { begin.elapsed() } else { came })
+        Ok(if case.check == Check::Read { begin.elapsed() } else { arrival })
     }
 
     /// Sends by a schedule. A time that starts when the message was due has no meaningful half, so it is that

@@ -67,7 +67,7 @@ impl Peer {
     }
 
     /// Sends a request that has no answer of its own.
-    pub(crate) async fn tell(&self, request: &Request) -> Result<(), Failure> {
+    pub(crate) async fn notify(&self, request: &Request) -> Result<(), Failure> {
         let header = encode(request).map_err(Failure::run)?;
         self.connection.send(Message::new(header)).await?;
         Ok(())

@@ -31,7 +31,7 @@ impl Receiving {
     /// Asks the serving side to send for `time`. The messages must be taken, or it blocks.
     pub(crate) async fn ask(&self, time: Duration) -> Result<(), Failure> {
         let duration_ms = u64::try_from(time.as_millis()).unwrap_or(u64::MAX);
-        self.peer.tell(&Request::Send { first: self.next, duration_ms }).await
+        self.peer.notify(&Request::Send { first: self.next, duration_ms }).await
     }
 
     /// Takes and checks the messages, and calls `taken` for each, until the serving side reports their
@@ -41,12 +41,12 @@ impl Receiving {
         loop {
             let message = self.intake.next().await?;
             if is_conversation(message.header()) {
-                let came = self.next - first;
+                let received = self.next - first;
                 return match serde_json::from_slice(message.header()) {
-                    Ok(Answer::Sent { messages }) if messages == came => Ok(messages),
+                    Ok(Answer::Sent { messages }) if messages == received => Ok(messages),
                     Ok(Answer::Problem { why }) => Err(Failure::run(format!("the serving side: {why}"))),
                     other => Err(Failure::run(format!(
-                        "{came} messages arrived, but the serving side reports {other:?}"
+                        "{received} messages arrived, but the serving side reports {other:?}"
                     ))),
                 };
             }

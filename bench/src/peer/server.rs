@@ -241,7 +241,7 @@ impl Session {
     /// Sends on a separate task, so that this end receives messages meanwhile.
     fn start_sending(&mut self, first: u64, duration_ms: u64) {
         let load = match self.mode {
-            Mode::Echo { .. } | Mode::Reply(..) => Err("no Sink request came before".to_owned()),
+            Mode::Echo { .. } | Mode::Reply(..) => Err("no Sink request precedes it".to_owned()),
             Mode::Sink(spec) => self.load(spec).map(|load| (load, spec.layout)),
         };
         self.enough = Arc::default();

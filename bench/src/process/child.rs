@@ -50,7 +50,7 @@ impl Child {
     }
 
     /// Writes a line to its standard input; fails if it has ended.
-    pub(crate) fn tell(&mut self, line: &str) -> std::io::Result<()> {
+    pub(crate) fn write_line(&mut self, line: &str) -> std::io::Result<()> {
         match &mut self.input {
             Some(input) => input.write_all(format!("{line}\n").as_bytes()),
             None => Err(std::io::ErrorKind::BrokenPipe.into()),

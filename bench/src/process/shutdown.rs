@@ -44,10 +44,10 @@ impl Shutdown {
                 },
             }
         };
-        let (tell, told) = watch::channel(None);
+        let (sender, requested) = watch::channel(None);
         let watching = async move {
             let first = signals.next().await;
-            tell.send_replace(Some(first));
+            sender.send_replace(Some(first));
             // A second signal ends the process at once.
             let _ = tokio::time::timeout(STOP_WITHIN, signals.next()).await;
             let failure = Failure::Interrupted(first);
@@ -56,13 +56,13 @@ impl Shutdown {
         };
         let watch = move || runtime.block_on(watching);
         std::thread::Builder::new().name("signals".to_owned()).spawn(watch).map_err(wrong)?;
-        Ok(Self(told))
+        Ok(Self(requested))
     }
 
     /// Waits for a signal that ends the command, and returns the failure to end with.
-    pub(crate) async fn told(&self) -> Failure {
-        let mut told = self.0.clone();
-        match told.wait_for(Option::is_some).await.as_deref() {
+    pub(crate) async fn requested(&self) -> Failure {
+        let mut requested = self.0.clone();
+        match requested.wait_for(Option::is_some).await.as_deref() {
             Ok(Some(by)) => Failure::Interrupted(*by),
             // The watching thread ends only with the process.
             _ => std::future::pending().await,

@@ -377,7 +377,7 @@ mod tests {
 
     #[test]
     fn bad_assertions_are_refused_with_the_reason() {
-        for (text, says) in [
+        for (text, expected) in [
             ("", "no comparison"),
             ("tcp", "no comparison"),
             ("tcp.bandwidth.1M.gb_per_s", "no comparison"),
@@ -418,7 +418,7 @@ mod tests {
             ("tcp.bandwidth.1M[wait=spin,wait=sleep].gb_per_s>=1", "`wait` twice"),
         ] {
             let error = text.parse::<Assertion>().map(|_| ()).unwrap_err();
-            assert!(error.contains(says), "{text}: {error}");
+            assert!(error.contains(expected), "{text}: {error}");
             assert!(error.contains("an example"), "{error}");
         }
     }

@@ -60,11 +60,11 @@ impl Best {
 
     /// Returns the two figures as text: `7.80 GB/s at 1M`, `4.20 µs at 8`.
     pub(crate) fn figures(&self) -> [String; 2] {
-        let told = |best: Option<(f64, usize)>, unit| match best {
+        let text = |best: Option<(f64, usize)>, unit| match best {
             Some((value, size)) => format!("{} {unit} at {}", figure(Some(value)), Size(size)),
             None => figure(None),
         };
-        [told(self.gb_per_s, "GB/s"), told(self.one_way_us, "µs")]
+        [text(self.gb_per_s, "GB/s"), text(self.one_way_us, "µs")]
     }
 }
 

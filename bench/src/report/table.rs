@@ -167,9 +167,9 @@ mod tests {
     fn handed_over_rows_have_no_rate_and_no_share() {
         let row = Row { handed_over: true, gb_per_s: Some(9641.0), ..bandwidth_row() };
         let (line, text) = (line(&row), text(row));
-        for told in [&line, &text] {
-            assert!(told.contains("handed over") && told.contains("memcpy 10.0 GB/s"), "{told}");
-            assert!(!told.contains("9641") && !told.contains('%'), "{told}");
+        for output in [&line, &text] {
+            assert!(output.contains("handed over") && output.contains("memcpy 10.0 GB/s"), "{output}");
+            assert!(!output.contains("9641") && !output.contains('%'), "{output}");
         }
     }
 

@@ -475,9 +475,9 @@ pub(crate) mod tests {
         let (on_time, late) = (at(1000, Pattern::Latency), at(1100, Pattern::Latency));
         assert_eq!(on_time.note.as_deref(), Some("times are of whole round trips"));
         assert_eq!((at(1000, Pattern::Rate).note, on_time.behind()), (None, None));
-        let said = "only 954 of 1100 messages a second were sent";
+        let reason = "only 954 of 1100 messages a second were sent";
         let note = late.note.clone().unwrap();
-        assert!(note.starts_with(&format!("times are of whole round trips; {said}")), "{note}");
+        assert!(note.starts_with(&format!("times are of whole round trips; {reason}")), "{note}");
     }
 
     #[test]

@@ -34,7 +34,7 @@ static ASKED_FOR: OnceLock<&str> = OnceLock::new();
 /// What to log on stderr.
 #[derive(Clone, Copy, Debug, clap::Args)]
 pub(crate) struct Verbosity {
-    /// Log to stderr: -v connections and peers, -vv why each path was chosen, -vvv everything. Without it RUST_LOG says
+    /// Log to stderr: -v connections and peers, -vv why each path was chosen, -vvv everything. Without it RUST_LOG selects
     /// what to log, by target and level: RUST_LOG=towline=debug
     #[arg(short, long, action = clap::ArgAction::Count, global = true, help_heading = "Logging")]
     verbose: u8,

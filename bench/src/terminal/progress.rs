@@ -10,23 +10,23 @@ const EVERY: Duration = Duration::from_secs(5);
 #[derive(Debug)]
 pub(crate) struct Progress {
     terminal: bool,
-    told: Instant,
+    shown_at: Instant,
     shown: bool,
 }
 
 impl Progress {
     pub(crate) fn start() -> Self {
-        Self { terminal: stderr().is_terminal(), told: Instant::now(), shown: false }
+        Self { terminal: stderr().is_terminal(), shown_at: Instant::now(), shown: false }
     }
 
     /// Shows `line`, if it is time to.
-    pub(crate) fn tell(&mut self, line: &str) {
+    pub(crate) fn show(&mut self, line: &str) {
         // Failures to write are ignored.
         if self.terminal {
             let _ = write!(stderr(), "\r\x1b[K{line}");
             self.shown = true;
-        } else if self.told.elapsed() >= EVERY {
-            self.told = Instant::now();
+        } else if self.shown_at.elapsed() >= EVERY {
+            self.shown_at = Instant::now();
             let _ = writeln!(stderr(), "towline: {line}");
         }
     }

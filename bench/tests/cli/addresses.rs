@@ -69,12 +69,12 @@ fn schedulers_and_workers_are_reached_at_advertised_addresses() {
         let document = tokio::task::spawn_blocking(look).await.unwrap();
         let workers = document["workers"].as_array().unwrap();
         assert_eq!(workers.len(), 2, "{document}");
-        for told in workers
+        for worker in workers
             .iter()
             .map(|worker| worker["address"].as_str().unwrap())
             .chain(client.workers().iter().map(String::as_str))
         {
-            assert!(told.starts_with("tcp://127.0.0.3:") && !told.ends_with(":0"), "{told}");
+            assert!(worker.starts_with("tcp://127.0.0.3:") && !worker.ends_with(":0"), "{worker}");
         }
     });
     let [pair] = &stats.pairs[..] else { panic!("one pair exchanged data: {stats:#?}") };
@@ -122,21 +122,25 @@ fn options_of_a_scheduler_reach_the_connections_between_its_workers_over_tls() {
     };
     let asked = format!("{address}?integrity=crc32c&streams=3");
     let stats = exchange(&asked, endpoint, "tls://127.0.0.1:0", None, async |client| {
-        let told = client.workers();
-        assert_eq!(told.len(), 2);
-        for told in &told {
-            let told: Address = told.parse().unwrap();
+        let workers = client.workers();
+        assert_eq!(workers.len(), 2);
+        for worker in &workers {
+            let worker: Address = worker.parse().unwrap();
             // The blocks were moved by the connections of the other worker and of the client, with that many
             // sockets each.
-            let sockets = established_at(told.port());
-            assert!(sockets >= 3 && sockets.is_multiple_of(3), "{told}: {sockets} sockets");
-            let connection = endpoint().connect(&told).await.unwrap();
+            let sockets = established_at(worker.port());
+            assert!(sockets >= 3 && sockets.is_multiple_of(3), "{worker}: {sockets} sockets");
+            let connection = endpoint().connect(&worker).await.unwrap();
             let path = connection.path();
-            assert_eq!((path.encryption(), path.integrity(), path.streams()), ("tls", "crc32c", 3), "{told}");
+            assert_eq!(
+                (path.encryption(), path.integrity(), path.streams()),
+                ("tls", "crc32c", 3),
+                "{worker}"
+            );
             connection.abort();
         }
         // No connection without TLS was possible.
-        let plain = told[0].replace("tls://", "tcp://").parse().unwrap();
+        let plain = workers[0].replace("tls://", "tcp://").parse().unwrap();
         let refused = Endpoint::new().unwrap().connect(&plain).await.unwrap_err();
         assert!(refused.to_string().contains("only over TLS"), "{refused}");
     });

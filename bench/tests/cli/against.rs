@@ -153,10 +153,10 @@ fn the_table_and_assertions_have_the_ratio() {
         return;
     }
     let line = "--transport tcp --pattern bandwidth --size 128K --against iperf3";
-    let told = bench(&format!("{line} --assert tcp.bandwidth.128K.against.iperf3.ratio>0"));
-    told.exits_with(0);
-    assert!(told.err.contains("holds: tcp.bandwidth.128K.against.iperf3.ratio>0"), "{}", told.err);
-    assert!(told.out.contains("ours over") && told.out.contains("iperf3 "), "{}", told.out);
+    let run = bench(&format!("{line} --assert tcp.bandwidth.128K.against.iperf3.ratio>0"));
+    run.exits_with(0);
+    assert!(run.err.contains("holds: tcp.bandwidth.128K.against.iperf3.ratio>0"), "{}", run.err);
+    assert!(run.out.contains("ours over") && run.out.contains("iperf3 "), "{}", run.out);
 }
 
 #[test]

@@ -123,9 +123,9 @@ fn each_wait_is_a_row() {
     let rows = rows(&bench(
         "--transport mem,tcp --pattern bandwidth --size 64K --frames 3 --wait adaptive,sleep --json",
     ));
-    let told: Vec<(&str, &str)> =
+    let modes: Vec<(&str, &str)> =
         rows.iter().map(|row| (row["transport"].as_str().unwrap(), row["wait"].as_str().unwrap())).collect();
-    assert_eq!(told, [("mem", "adaptive"), ("mem", "sleep"), ("tcp", "adaptive"), ("tcp", "sleep")]);
+    assert_eq!(modes, [("mem", "adaptive"), ("mem", "sleep"), ("tcp", "adaptive"), ("tcp", "sleep")]);
     assert!(rows.iter().all(|row| row["frames"] == 3 && row["window"] == 16));
 }
 
@@ -174,7 +174,7 @@ fn an_assertion_decides_the_exit_code() {
         "{}",
         broken.err
     );
-    assert!(broken.out.contains("bandwidth"), "the result is told all the same: {}", broken.out);
+    assert!(broken.out.contains("bandwidth"), "the result is printed all the same: {}", broken.out);
 }
 
 #[test]
@@ -209,6 +209,6 @@ fn a_run_without_a_peer_fails() {
         let words: Vec<&str> = line.split_whitespace().collect();
         let finished = towline(&words);
         finished.exits_with(1);
-        assert!(finished.err.contains("refused: nobody listens there"), "{}", finished.err);
+        assert!(finished.err.contains("refused: no listener at that address"), "{}", finished.err);
     }
 }

@@ -160,7 +160,7 @@ fn an_ended_scheduler_closes_its_connections() {
             for worker in workers {
                 let error = worker.ended().await;
                 assert_eq!(error.kind(), ErrorKind::SchedulerLost, "{error}");
-                assert!(error.to_string().contains("closed"), "it said good-bye: {error}");
+                assert!(error.to_string().contains("closed"), "it closed in good order: {error}");
             }
             let after = client.submit(FAIL, ());
             let error = match after {

@@ -27,11 +27,11 @@ fn listeners_and_clients_have_default_addresses() {
         }
         // Another process of this machine may have the port.
         let mut running = start(&[listener]);
-        let (told, _out) = running.first_line();
-        if told.is_empty() {
+        let (printed, _out) = running.first_line();
+        if printed.is_empty() {
             running.finish().is_wrong_usage(address);
         } else {
-            assert_eq!(told, address);
+            assert_eq!(printed, address);
         }
     }
 }
@@ -48,8 +48,8 @@ fn wait_for_retries_until_the_peer_is_up() {
             let early = start(&line.split_whitespace().collect::<Vec<_>>());
             std::thread::sleep(Duration::from_millis(300));
             let mut listening = start(&[listener, &address]);
-            let (told, _out) = listening.first_line();
-            assert_eq!(told, address);
+            let (printed, _out) = listening.first_line();
+            assert_eq!(printed, address);
             let finished = early.finish();
             finished.exits_with(0);
             let waited = finished.err.matches("waiting for the peer, up to 60 s").count();

@@ -45,7 +45,7 @@ fn a_browser_shows_every_row_and_plot_without_an_error() {
     let line = "--transport mem,tcp --pattern latency,bandwidth --size 8,64K";
     let run = bench(&format!("{line} --html {}", page.display()));
     run.exits_with(0);
-    assert!(run.out.contains("bandwidth"), "the table is told all the same: {}", run.out);
+    assert!(run.out.contains("bandwidth"), "the table is printed all the same: {}", run.out);
 
     let seen = look_at(&page);
     assert_eq!(console(&seen), Vec::<&str>::new());

@@ -159,9 +159,10 @@ impl Group {
 
     /// Returns its processes that the kernel killed for lack of memory.
     fn killed(&self) -> String {
-        let told = ["memory.oom_control", "memory.events"].map(|name| fs::read_to_string(self.0.join(name)));
-        let told = told.into_iter().flatten().collect::<String>();
-        told.lines().find_map(|line| line.strip_prefix("oom_kill ")).unwrap_or("unknown").to_owned()
+        let counters =
+            ["memory.oom_control", "memory.events"].map(|name| fs::read_to_string(self.0.join(name)));
+        let counters = counters.into_iter().flatten().collect::<String>();
+        counters.lines().find_map(|line| line.strip_prefix("oom_kill ")).unwrap_or("unknown").to_owned()
     }
 }
 

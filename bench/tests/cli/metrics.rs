@@ -74,7 +74,7 @@ fn the_metrics_count_the_bytes_of_a_run() {
 fn other_requests_are_refused_with_a_status() {
     let (_serving, _, at) = serve();
     let long = [b"GET /metrics HTTP/1.1\r\nx: ".as_slice(), &[b'x'; 20_000]].concat();
-    for (request, says) in [
+    for (request, expected) in [
         (
             b"GET /metrics HTTP/1.0\r\n\r\n".as_slice(),
             "HTTP/1.1 200 OK\r\nContent-Type: text/plain; version=0.0.4;",
@@ -90,7 +90,7 @@ fn other_requests_are_refused_with_a_status() {
         (&long, "HTTP/1.1 431"),
     ] {
         let answer = ask(&at, request);
-        assert!(answer.starts_with(says), "{says}: {answer}");
+        assert!(answer.starts_with(expected), "{expected}: {answer}");
     }
 }
 

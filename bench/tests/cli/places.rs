@@ -17,7 +17,7 @@ fn moved(transport: &str, places: &str) -> Vec<Value> {
     rows
 }
 
-fn told(row: &Value) -> (&str, &str) {
+fn ends_of(row: &Value) -> (&str, &str) {
     (row["from"].as_str().unwrap(), row["to"].as_str().unwrap())
 }
 
@@ -31,7 +31,7 @@ fn bytes_move_between_all_places() {
             ("--from host --to host", ("host", "host")),
         ] {
             for row in moved(transport, places) {
-                assert_eq!(told(&row), ends, "{row}");
+                assert_eq!(ends_of(&row), ends, "{row}");
                 assert!(row["samples"].as_u64().unwrap() > 0, "{row}");
             }
         }
@@ -44,7 +44,7 @@ fn the_row_and_the_table_name_the_places() {
     let json = bench(&format!("{line} --json --assert mem.latency.64K[from=arena,to=arena].p50_us>0"));
     let rows = rows(&json);
     assert_eq!(
-        (told(&rows[0]), told(&rows[1])),
+        (ends_of(&rows[0]), ends_of(&rows[1])),
         (("arena", "arena"), ("host", "host")),
         "connect has no places"
     );
@@ -79,7 +79,7 @@ fn untrusted_memory_is_copied_and_so_is_another_place() {
         let mut serve = start(&words);
         let (address, _rest) = serve.first_line();
         for row in rows(&bench(&format!("--connect {address} --place arena {trust} {line}"))) {
-            assert_eq!(told(&row), ("arena", "arena"), "{row}");
+            assert_eq!(ends_of(&row), ("arena", "arena"), "{row}");
             assert_eq!(row["copies"].as_f64().unwrap() < 0.01, handed_over, "{row}");
         }
     }
@@ -93,6 +93,6 @@ fn a_running_serving_side_uses_the_place() {
         "--connect {address} --pattern latency,bandwidth,get,put,alltoall --size 64K --place arena --verify --json"
     );
     for row in rows(&bench(&line)) {
-        assert_eq!(told(&row), ("arena", "arena"), "{row}");
+        assert_eq!(ends_of(&row), ("arena", "arena"), "{row}");
     }
 }

@@ -70,10 +70,10 @@ pub(crate) fn read(page: &str, format: Format) -> Option<(usize, usize)> {
     let mut python = Command::new("python3");
     python.args(["-c", PYTHON, &format!("{format:?}")]).env("PYTHONPATH", modules);
     let output = give(&mut python, page);
-    let said = String::from_utf8_lossy(&output.stderr);
-    assert!(output.status.success(), "{said}\n{page}");
-    let told = String::from_utf8_lossy(&output.stdout).into_owned();
-    let (all, histograms) = told.trim().split_once(' ').unwrap();
+    let errors = String::from_utf8_lossy(&output.stderr);
+    assert!(output.status.success(), "{errors}\n{page}");
+    let counts = String::from_utf8_lossy(&output.stdout).into_owned();
+    let (all, histograms) = counts.trim().split_once(' ').unwrap();
     Some((all.parse().unwrap(), histograms.parse().unwrap()))
 }
 
@@ -87,8 +87,8 @@ fn promtool(page: &str) {
         return;
     }
     let output = give(Command::new(&program).args(["check", "metrics"]), page);
-    let said = [output.stdout.as_slice(), &output.stderr].concat();
-    assert!(output.status.success() && said.is_empty(), "{}\n{page}", String::from_utf8_lossy(&said));
+    let errors = [output.stdout.as_slice(), &output.stderr].concat();
+    assert!(output.status.success() && errors.is_empty(), "{}\n{page}", String::from_utf8_lossy(&errors));
 }
 
 /// Returns the output of `command` with `page` at its standard input.

@@ -148,9 +148,9 @@ fn sighup_reloads_credentials_of_listening_commands() {
         let (_, _rest) = running.first_line();
         handles(running.id(), Signal::HUP);
         signal(running.id(), Signal::HUP);
-        let mut said = BufReader::new(running.0.stderr.take().unwrap());
+        let mut errors = BufReader::new(running.0.stderr.take().unwrap());
         let mut line = String::new();
-        said.read_line(&mut line).unwrap();
+        errors.read_line(&mut line).unwrap();
         assert!(line.contains("SIGHUP: ") && line.contains("read anew"), "{name}: {line}");
         signal(running.id(), Signal::TERM);
         running.finish().exits_with(143);

@@ -48,10 +48,10 @@ fn every_document_names_the_processor_and_the_load_of_its_host() {
 fn a_run_announces_its_time_and_prints_rows_as_they_finish() {
     let line = "bench --transport mem,tcp --pattern latency --repeat 1 --duration 2 --warmup 0";
     let mut run = start(&line.split(' ').collect::<Vec<_>>());
-    let mut told = BufReader::new(run.0.stderr.take().unwrap()).lines().map(Result::unwrap);
-    let announced = told.find(|line| line.contains("2 cases")).unwrap();
+    let mut errors = BufReader::new(run.0.stderr.take().unwrap()).lines().map(Result::unwrap);
+    let announced = errors.find(|line| line.contains("2 cases")).unwrap();
     assert!(announced.contains("1 repeat each: about "), "{announced}");
-    let row = told.find(|line| line.contains("1/2 ")).unwrap();
+    let row = errors.find(|line| line.contains("1/2 ")).unwrap();
     assert!(row.contains("1/2 mem latency 8 (adaptive): handed over, p50 ") && row.contains(" µs"), "{row}");
     // The other case takes two seconds more.
     assert!(run.0.try_wait().unwrap().is_none(), "the run has not ended");
@@ -109,6 +109,6 @@ fn handed_over_messages_have_a_rate_only_with_read() {
     };
     assert!(row("mem ").contains("handed over") && !row("mem ").contains('%'), "{}", run.out);
     assert!(!row("tcp ").contains("handed over"), "{}", run.out);
-    let told = run.err.lines().find(|line| line.contains("mem bandwidth")).unwrap();
-    assert!(told.contains("handed over, p50 "), "{told}");
+    let line = run.err.lines().find(|line| line.contains("mem bandwidth")).unwrap();
+    assert!(line.contains("handed over, p50 "), "{line}");
 }

@@ -55,8 +55,8 @@ fn the_version_names_the_commit_and_the_libraries_that_were_found() {
     let info = towline(&["info", "--json"]).document();
     let backends = info["backends"].as_array().unwrap();
     let ucx = backends.iter().find(|backend| backend["name"] == "ucx").unwrap();
-    let says = ucx["version"].as_str().unwrap_or("not found: ");
-    assert!(long.out.contains(&format!("ucx      {says}")), "{says}: {}", long.out);
+    let expected = ucx["version"].as_str().unwrap_or("not found: ");
+    assert!(long.out.contains(&format!("ucx      {expected}")), "{expected}: {}", long.out);
 }
 
 #[test]

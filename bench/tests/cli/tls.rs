@@ -52,7 +52,7 @@ fn sighup_reloads_certificates_and_keeps_the_old_on_failure() {
         let line = files.line(&format!("{listener} tls://127.0.0.1:0 {MUTUAL}"));
         let mut serve = start(&line.split_whitespace().collect::<Vec<_>>());
         let (address, _rest) = serve.first_line();
-        let mut said = BufReader::new(serve.0.stderr.take().unwrap()).lines().map_while(Result::ok);
+        let mut errors = BufReader::new(serve.0.stderr.take().unwrap()).lines().map_while(Result::ok);
         let look = if listener == "serve" { "explain" } else { "top --once --interval 0.05" };
         let connects = |whose: &str| {
             let line = files.line(&format!("{look} {address} {}", MUTUAL.replace("ours", whose)));
@@ -64,11 +64,14 @@ fn sighup_reloads_certificates_and_keeps_the_old_on_failure() {
             files.write(&format!("ours{part}.pem"), &text);
         }
         signal(serve.id(), Signal::HUP);
-        assert!(said.any(|line| line.contains("read anew")), "{listener} ended");
+        assert!(errors.any(|line| line.contains("read anew")), "{listener} ended");
         assert!(connects("untrusted"), "{listener}");
         files.write("ours-key.pem", "no key");
         signal(serve.id(), Signal::HUP);
-        assert!(said.any(|line| line.contains("are unchanged") && line.contains("key")), "{listener} ended");
+        assert!(
+            errors.any(|line| line.contains("are unchanged") && line.contains("key")),
+            "{listener} ended"
+        );
         assert!(connects("untrusted"), "{listener}");
     }
 }
@@ -118,7 +121,7 @@ fn an_untrusted_certificate_fails_the_run() {
     let files = Files::new();
     let (_serve, address) = files.serve(&format!("tls://127.0.0.1:0 {MUTUAL}"));
     let plain = address.replace("tls://", "tcp://");
-    for (end, says) in [
+    for (end, expected) in [
         // Either end does not trust the other, or has no certificate.
         (
             format!("{address} --cert @ours.pem --key @ours-key.pem --ca @untrusted-ca.pem"),
@@ -136,7 +139,7 @@ fn an_untrusted_certificate_fails_the_run() {
             let finished = towline(&line.split_whitespace().collect::<Vec<_>>());
             finished.exits_with(1);
             assert!(finished.out.is_empty(), "{}", finished.out);
-            for word in says {
+            for word in expected {
                 assert!(finished.err.contains(word), "{line}: wanted {word}: {}", finished.err);
             }
         }
@@ -149,7 +152,7 @@ fn an_untrusted_certificate_fails_the_run() {
 fn impossible_tls_options_are_wrong_usage() {
     let files = Files::new();
     let pair = "--cert @ours.pem --key @ours-key.pem";
-    for (line, says) in [
+    for (line, expected) in [
         ("serve tls://127.0.0.1:0 --cert @ours.pem".to_owned(), "--key <FILE>"),
         ("serve tls://127.0.0.1:0 --key @ours-key.pem".to_owned(), "--cert <FILE>"),
         ("bench --connect tls://127.0.0.1:1 --ca @ours-ca.pem --cert @ours.pem".to_owned(), "--key <FILE>"),
@@ -186,7 +189,7 @@ fn impossible_tls_options_are_wrong_usage() {
         (format!("bench --transport tcp?tls=on {pair}"), "go with --connect"),
     ] {
         let line = files.line(&line);
-        towline(&line.split_whitespace().collect::<Vec<_>>()).is_wrong_usage(says);
+        towline(&line.split_whitespace().collect::<Vec<_>>()).is_wrong_usage(expected);
     }
 }
 

@@ -37,8 +37,8 @@ impl Inside {
         match self {
             // A served peer receives nothing until it sends a request, unless the connection ends.
             Self::Peer(connection) => {
-                let told = tokio::time::timeout(Duration::from_millis(200), connection.recv()).await;
-                assert!(told.is_err(), "{told:?}");
+                let received = tokio::time::timeout(Duration::from_millis(200), connection.recv()).await;
+                assert!(received.is_err(), "{received:?}");
             }
             Self::Client(client) => assert_eq!(client.stats().await.unwrap().clients, 1),
         }
@@ -62,10 +62,10 @@ fn sighup_reloads_the_token_and_keeps_open_connections() {
         fs::write(&token, OLD).unwrap();
         let mut command = start(&[listener, "tcp://127.0.0.1:0", "--token-file", token.to_str().unwrap()]);
         let (address, _rest) = command.first_line();
-        let mut said = BufReader::new(command.0.stderr.take().unwrap()).lines().map_while(Result::ok);
+        let mut errors = BufReader::new(command.0.stderr.take().unwrap()).lines().map_while(Result::ok);
         let mut hang_up = |wanted: &str| {
             signal(command.id(), Signal::HUP);
-            assert!(said.any(|line| line.contains(wanted)), "{listener} ended");
+            assert!(errors.any(|line| line.contains(wanted)), "{listener} ended");
         };
         let runtime = tokio::runtime::Runtime::new().unwrap();
         let inside = runtime.block_on(Inside::new(listener, &address));

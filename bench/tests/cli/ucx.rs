@@ -48,8 +48,8 @@ fn ucx_perftest_runs_beside_ucx_with_the_same_library_and_settings() {
         assert_eq!((&row["path"], &entry["version"]), (&"ucx".into(), &ucx["version"]));
         assert_eq!(finished.document()["fingerprint"]["versions"]["ucx"], ucx["version"]);
         let command = entry["command"].as_str().unwrap();
-        for told in ["UCX_TLS=tcp ", "UCX_NET_DEVICES=lo ", test] {
-            assert!(command.contains(told), "{told}: {command}");
+        for part in ["UCX_TLS=tcp ", "UCX_NET_DEVICES=lo ", test] {
+            assert!(command.contains(part), "{part}: {command}");
         }
         assert_eq!(command.matches(" -e").count(), 2, "at both ends: {command}");
         let without =

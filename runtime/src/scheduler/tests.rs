@@ -340,11 +340,7 @@ fn scattered_data_is_lost_with_its_worker() {
     harness.client(FromClient::Scatter { key, worker: 1 });
     harness.submit(2, &[1]);
     harness.submit(3, &[]);
-    assert_eq!(
-        harness.sent_to(1).len() + harness.sent_to(2).len(),
-        1,
-        "what is awaited takes nobody's place"
-    );
+    assert_eq!(harness.sent_to(1).len() + harness.sent_to(2).len(), 1, "an awaited task takes no place");
     harness.gone(1, Departure::Died);
     for sequence in [1, 2] {
         assert_eq!(harness.failure(sequence).map(|failure| failure.kind), Some(ErrorKind::Lost));

@@ -74,7 +74,7 @@ const FLOODS: [Flood; 10] = [
         reads_replies: false,
     },
     Flood {
-        what: "data for nobody",
+        what: "data without a receiver",
         batch: |me, turn| batch(|n| [about(SCATTER, me, turn << 24 | n), vec![99]].concat()),
         refusal: None,
         reads_replies: false,

@@ -389,7 +389,7 @@ impl Connection {
     /// Waits until the connection has ended, and returns why. It receives no message: those that arrived
     /// before the end can still be received.
     ///
-    /// The end is noticed although nobody receives: at once where the peer closed, aborted or exited, within
+    /// The end is noticed although no caller receives: at once where the peer closed, aborted or exited, within
     /// 50 ms where a receiving task of this process is busy, and after three heartbeat intervals where the
     /// peer is silent. The connection's descriptors are returned soon after, whoever still holds a handle.
     /// Cancel-safe, and any number of tasks may wait.

@@ -116,13 +116,13 @@ mod tests {
         assert_eq!(error.kind(), ErrorKind::Unavailable);
         assert!(error.detail().starts_with(&format!("{}: the address is in use", taken.0)), "{error}");
 
-        let error = bound("tcp://many:0", &[absent, absent]).expect_err("nobody has it");
+        let error = bound("tcp://many:0", &[absent, absent]).expect_err("no interface has it");
         assert_eq!(
             error.detail().matches("192.0.2.1:0: unavailable: no interface here has").count(),
             2,
             "{error}"
         );
-        let error = bound("tcp://192.0.2.1:0", &[absent]).expect_err("nobody has it");
+        let error = bound("tcp://192.0.2.1:0", &[absent]).expect_err("no interface has it");
         assert_eq!(error.detail(), "no interface here has that address");
     }
 

@@ -68,7 +68,8 @@ pub(crate) async fn dial(
 /// Connects a stream to a socket address.
 ///
 /// # Errors
-/// `Refused` if nobody listens there; `Unavailable` without a route, a local address or a free local port.
+/// `Refused` without a listener at that address; `Unavailable` without a route, a local address or a free
+/// local port.
 pub(crate) async fn connect(at: SocketAddr) -> Result<TcpStream> {
     let stream = TcpStream::connect(at).await.map_err(|error| connect_error(at, error))?;
     // A TCP self-connection: the kernel chose the target port, which has no listener, as the local port.

@@ -27,7 +27,7 @@ pub(crate) fn listener_names() -> MutexGuard<'static, HashMap<String, mpsc::Send
 /// # Errors
 /// `Refused` if the process has no listener at `name`.
 pub(crate) async fn connect_stream(name: &str, stream: DuplexStream) -> Result<()> {
-    let refused = || Error::new(ErrorKind::Refused, "nobody in this process listens there");
+    let refused = || Error::new(ErrorKind::Refused, "no listener of that name in this process");
     let listener = listener_names().get(name).cloned().ok_or_else(refused)?;
     listener.send(stream).await.map_err(|_| refused())
 }

@@ -13,7 +13,7 @@ pub enum Sample {
     /// A message that waits for its accept, with these frames.
     Table(Vec<FrameInfo>),
     /// This many acknowledgements of messages that are not consecutive.
-    Words(u64),
+    Acks(u64),
     /// A get.
     Get,
     /// A small put, and its payload.
@@ -33,10 +33,10 @@ impl Sample {
             Self::Table(frames) => {
                 record::put_message(out, 0, true, Payload::Waits, b"", frames.iter().copied(), 0);
             }
-            Self::Words(count) => {
+            Self::Acks(count) => {
                 for first in 0..*count {
-                    let word = Record::Ack { first: 2 * first, count: 1, delivery: Delivery::Delivered };
-                    record::put(out, &word);
+                    let ack = Record::Ack { first: 2 * first, count: 1, delivery: Delivery::Delivered };
+                    record::put(out, &ack);
                 }
             }
             Self::Get => record::put(out, &Record::Get { id: 0, key: [7; 16], offset: 0, len: 1 << 20 }),

@@ -78,7 +78,7 @@ mod tests {
     fn a_bounce_arena_grows_on_demand_up_to_its_bound() {
         let bounce_arena = BounceArena::new(16 << 20);
         assert_eq!(bytes(&bounce_arena), 0);
-        assert!(bounce_arena.take(1 << 20).is_none(), "nobody waits for memory");
+        assert!(bounce_arena.take(1 << 20).is_none(), "no caller waits for memory");
         let first = take_when_grown(&bounce_arena, 1 << 20);
         assert_eq!((first.place(), first.capacity(), bytes(&bounce_arena)), (Place::Arena, 1 << 20, 8 << 20));
         let second = take_when_grown(&bounce_arena, 8 << 20);

@@ -209,7 +209,7 @@ impl<T: Send + Sync> PerProcess<T> {
             match self.made.compare_exchange(known, made, Ordering::AcqRel, Ordering::Acquire) {
                 Ok(_) => known = made,
                 Err(first) => {
-                    // SAFETY: M10: the box of this turn, which nobody else has seen.
+                    // SAFETY: M10: the box of this turn, to which no other reference exists.
                     drop(unsafe { Box::from_raw(made) });
                     known = first;
                 }
@@ -278,8 +278,8 @@ mod tests {
     #[test]
     fn threads_of_a_process_share_its_static() {
         static COUNT: PerProcess<Mutex<usize>> = PerProcess::new(Mutex::default);
-        let add = || *COUNT.get().lock().expect("nobody panics") += 1;
+        let add = || *COUNT.get().lock().expect("no holder panics") += 1;
         std::thread::scope(|scope| (0..8).for_each(|_| drop(scope.spawn(add))));
-        assert_eq!(*COUNT.get().lock().expect("nobody panics"), 8);
+        assert_eq!(*COUNT.get().lock().expect("no holder panics"), 8);
     }
 }

@@ -199,7 +199,7 @@ impl Prefetched {
         }
     }
 
-    /// Stops the task and drops what nobody took.
+    /// Stops the task and drops what no caller took.
     pub(crate) fn stop(&self) {
         let mut queue = self.queue.lock();
         queue.stopped = true;

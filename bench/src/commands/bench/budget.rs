@@ -261,7 +261,7 @@ mod tests {
         let (_, repeats, cut_off) = run(&asked, 4, |_| Duration::from_secs(30));
         assert_eq!((repeats, cut_off), (vec![5; 4], 0));
         let (_, repeats, _) = run(&budget("--size 1M", &cases), 4, |_| Duration::from_secs(30));
-        assert_eq!(repeats, [1; 4], "nobody asked for more");
+        assert_eq!(repeats, [1; 4], "the options ask for no more");
     }
 
     #[test]

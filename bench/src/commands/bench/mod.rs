@@ -36,19 +36,19 @@ pub(crate) async fn run(options: &Options, shutdown: &Shutdown) -> Result<(), Fa
     let prepared = tokio::select! {
         biased;
         prepared = prepare(options) => prepared?,
-        interruption = shutdown.told() => return Err(interruption),
+        interruption = shutdown.requested() => return Err(interruption),
     };
     let Prepared { trust, plan, peer_tools, earlier, fingerprint } = prepared;
-    let told = fingerprint.warnings();
-    told.iter().for_each(say);
-    let told = told.len();
+    let warnings = fingerprint.warnings();
+    warnings.iter().for_each(say);
+    let printed = warnings.len();
     let (results, measured) = measure(options, &trust, (&plan, begin), &peer_tools, shutdown).await;
     if matches!(measured, Err(Failure::Usage(_))) {
         return measured;
     }
     let error = measured.as_ref().err().map(ToString::to_string);
     let report = Report::new(fingerprint, results, error);
-    report.warnings.iter().skip(told).for_each(say);
+    report.warnings.iter().skip(printed).for_each(say);
     let given = options.output.give(&report, |out: &mut dyn Write| {
         if options.html.is_on_stdout() || report.results.iter().all(|row| row.error.is_some()) {
             // Stdout is for the page, or every case failed and there is nothing to print.
@@ -139,7 +139,7 @@ async fn measure(
         let measured = tokio::select! {
             biased;
             measured = measure_case(case, &at, (budget, begin), peer_tools, &mut runner) => measured,
-            interruption = shutdown.told() => Err(interruption),
+            interruption = shutdown.requested() => Err(interruption),
         };
         let failure = match measured {
             Ok(row) => {
@@ -179,7 +179,7 @@ async fn measure_case(
     let (mut path, mut samples, mut ceilings) = (String::new(), Vec::new(), Vec::new());
     let mut beside = Vec::new();
     while budget.goes_on(begin.elapsed()) {
-        runner.progress.tell(&format!("{at} {case}, repeat {}", samples.len() + 1));
+        runner.progress.show(&format!("{at} {case}, repeat {}", samples.len() + 1));
         let (started, limit) = (Instant::now(), budget.limit(begin.elapsed()));
         let measured = async {
             let repeat = runner.repeat(case).await?;

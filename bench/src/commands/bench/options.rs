@@ -31,7 +31,7 @@ Examples:
   towline bench --transport mem --pattern tasks --wait spin,sleep   # what the task runtime adds to its wake-ups
   towline bench --transport tcp --pattern shuffle --size 2G --against dask
   towline bench --transport 'tcp,tcp?tls=on' --pattern bandwidth    # what TLS costs, beside a bare TLS socket
-  towline bench --transport 'ucx?TLS=tcp&NET_DEVICES=lo' --against ucx_perftest   # UCX, told what to use
+  towline bench --transport 'ucx?TLS=tcp&NET_DEVICES=lo' --against ucx_perftest   # UCX with settings
   towline bench --connect tcp://10.0.0.2:7000 --token-file secret   # `towline serve` runs there
   towline bench --connect tls://worker-1:7000 --ca ca.pem           # with --cert and --key where it asks for them";
 

@@ -46,10 +46,10 @@ pub(super) fn set_streams(asked: Option<u32>, transports: &mut [Transport]) -> R
                 transport.name
             )));
         }
-        if let Some(said) = transport.options.insert("streams".to_owned(), streams.to_string())
-            && said != streams.to_string()
+        if let Some(given) = transport.options.insert("streams".to_owned(), streams.to_string())
+            && given != streams.to_string()
         {
-            return Err(Failure::usage(format!("--streams {streams} and streams={said}: leave one out")));
+            return Err(Failure::usage(format!("--streams {streams} and streams={given}: leave one out")));
         }
     }
     Ok(())

@@ -74,18 +74,18 @@ impl Workers {
     ) -> Result<Vec<T>, Failure> {
         for (worker, order) in self.workers.iter_mut().zip(orders) {
             // A worker that has ended is reported below.
-            let _ = worker.tell(order);
+            let _ = worker.send(order);
         }
-        let mut said: Vec<Option<T>> = Vec::new();
-        said.resize_with(self.count(), || None);
+        let mut replies: Vec<Option<T>> = Vec::new();
+        replies.resize_with(self.count(), || None);
         for _ in 0..self.count() {
             let (index, answer) = self.next().await?;
             match read(answer) {
-                Some(answer) => said[index] = Some(answer),
+                Some(answer) => replies[index] = Some(answer),
                 None => return Err(self.failure(index, "sent an unexpected answer").await),
             }
         }
-        said.into_iter().collect::<Option<_>>().ok_or_else(|| Failure::run("a worker answered twice"))
+        replies.into_iter().collect::<Option<_>>().ok_or_else(|| Failure::run("a worker answered twice"))
     }
 
     /// Waits for `time` while the workers send.
@@ -122,12 +122,12 @@ impl Workers {
 }
 
 impl WorkerHandle {
-    fn tell(&mut self, order: WorkerCommand) -> Result<(), Failure> {
+    fn send(&mut self, order: WorkerCommand) -> Result<(), Failure> {
         let gone = |_| Failure::run("it has ended");
         match self {
             Self::Process(child) => {
                 let line = serde_json::to_string(&order).map_err(|error| Failure::run(error.to_string()))?;
-                child.tell(&line).map_err(|error| Failure::run(error.to_string()))
+                child.write_line(&line).map_err(|error| Failure::run(error.to_string()))
             }
             Self::Thread { orders, .. } => orders.send(order).map_err(gone),
         }

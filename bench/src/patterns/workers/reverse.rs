@@ -36,6 +36,6 @@ impl ReverseFlow {
     /// Asks the peer to stop.
     pub(super) async fn enough(&self) -> Result<(), Failure> {
         self.confirmations.stop();
-        self.peer.tell(&Request::Enough).await
+        self.peer.notify(&Request::Enough).await
     }
 }

@@ -207,8 +207,8 @@ impl Worker {
             far_cpu_s = (flow.before.cpu_s.min(far_cpu_s.0), after.cpu_s.max(far_cpu_s.1));
             bytes_copied += after.bytes_copied + flow.peer.own_usage(self.clock).bytes_copied;
         }
-        let came = self.reverse.as_ref().map_or(0, |reverse| reverse.confirmations.confirmed());
-        let messages = self.confirmations.confirmed() + came;
+        let received = self.reverse.as_ref().map_or(0, |reverse| reverse.confirmations.confirmed());
+        let messages = self.confirmations.confirmed() + received;
         Ok(WorkerReply::Stopped(WorkerCost { messages, cpu_s, far_cpu_s, bytes_copied }))
     }
 

@@ -112,9 +112,9 @@ impl EarlierRun {
     pub(super) fn measured_elsewhere(&self, fingerprint: &Fingerprint) -> Option<String> {
         let now = serde_json::to_value(fingerprint).ok()?;
         let differing = MACHINE.iter().filter(|key| self.fingerprint[**key] != now[**key]);
-        let told: Vec<String> =
+        let differences: Vec<String> =
             differing.map(|key| format!("{key} {}, now {}", self.fingerprint[*key], now[*key])).collect();
-        (!told.is_empty()).then(|| told.join("; "))
+        (!differences.is_empty()).then(|| differences.join("; "))
     }
 
     /// Compares `row` with its earlier row, if both have a figure.
@@ -223,7 +223,7 @@ mod tests {
 
     #[test]
     fn what_is_no_document_is_refused() {
-        for (text, says) in [
+        for (text, expected) in [
             ("", "not JSON"),
             ("{}", "not a document of schema 1"),
             ("{\"schema\":2}", "not a document of schema 1"),
@@ -232,7 +232,7 @@ mod tests {
             ("{\"schema\":1,\"results\":[{\"histogram\":7}]}", "one of its histograms"),
         ] {
             let why = EarlierRun::read(text).map(drop).unwrap_err();
-            assert!(why.contains(says), "{text}: {why}");
+            assert!(why.contains(expected), "{text}: {why}");
         }
     }
 }

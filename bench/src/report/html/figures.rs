@@ -87,7 +87,7 @@ impl Quantity {
         }
     }
 
-    fn told(self, value: f64) -> String {
+    fn text(self, value: f64) -> String {
         match self {
             Self::Bandwidth => format!("{} GB/s", figure(Some(value))),
             Self::Median => format!("{} µs", figure(Some(value))),
@@ -109,8 +109,8 @@ fn over_size(rows: &[&Row], sizes: usize, legend: &mut Legend) -> Option<Plot> {
     for row in drawn {
         let Some(y) = quantity.of(row.gb_per_s, row.p50_us) else { continue };
         let range = row.gb_per_s_range.filter(|_| quantity == Quantity::Bandwidth);
-        let told = format!("{} at {}", quantity.told(y), size_label(row.size_bytes));
-        let point = Point { x: row.size_bytes as f64, y, range, told: Some(told) };
+        let label = format!("{} at {}", quantity.text(y), size_label(row.size_bytes));
+        let point = Point { x: row.size_bytes as f64, y, range, label: Some(label) };
         points.push((Source::Ours, row.line_name(), point));
         for (whose, name, value) in beside(row, quantity) {
             let order = best.len();
@@ -121,8 +121,8 @@ fn over_size(rows: &[&Row], sizes: usize, legend: &mut Legend) -> Option<Plot> {
     let mut others: Vec<_> = best.into_iter().collect();
     others.sort_by_key(|((size, whose, _), (order, _))| (*whose, *size, *order));
     for ((size, whose, name), (_, y)) in others {
-        let told = format!("{} at {}", quantity.told(y), size_label(size));
-        points.push((whose, name, Point { x: size as f64, y, range: None, told: Some(told) }));
+        let label = format!("{} at {}", quantity.text(y), size_label(size));
+        points.push((whose, name, Point { x: size as f64, y, range: None, label: Some(label) }));
     }
     for (_, _, point) in &mut points {
         // Rounding may have moved the range off its median; the point would leave the plot.
@@ -153,8 +153,8 @@ fn distribution(rows: &[&Row], size_bytes: usize, legend: &mut Legend) -> Option
         let Some(times) = row.times.as_ref().filter(|times| !times.is_empty()) else { continue };
         points.extend(curve(times).into_iter().map(|point| (Source::Ours, row.line_name(), point)));
         for (whose, name, y) in beside(row, Quantity::Median) {
-            let told = format!("median {}", Quantity::Median.told(y));
-            let point = Point { x: QUANTILES[0].0, y, range: None, told: Some(told) };
+            let label = format!("median {}", Quantity::Median.text(y));
+            let point = Point { x: QUANTILES[0].0, y, range: None, label: Some(label) };
             others.push((whose, name, point));
         }
     }
@@ -190,8 +190,8 @@ fn curve(times: &Histogram<u64>) -> Vec<Point> {
     quantiles.sort_by(|one, other| one.0.total_cmp(&other.0));
     let point = |(quantile, label): (f64, Option<&str>)| {
         let time_us = times.value_at_quantile(quantile) as f64 / 1e3;
-        let told = label.map(|label| format!("{label} took at most {}", Quantity::Median.told(time_us)));
-        Point { x: quantile, y: time_us, range: None, told }
+        let label = label.map(|label| format!("{label} took at most {}", Quantity::Median.text(time_us)));
+        Point { x: quantile, y: time_us, range: None, label }
     };
     quantiles.into_iter().map(point).collect()
 }
@@ -226,7 +226,7 @@ mod tests {
 
     /// Returns the lines of a plot with the number of their marks.
     fn lines(plot: &Plot) -> Vec<(Source, &str, usize)> {
-        let marks = |line: &Curve| line.points.iter().filter(|point| point.told.is_some()).count();
+        let marks = |line: &Curve| line.points.iter().filter(|point| point.label.is_some()).count();
         plot.lines.iter().map(|line| (line.whose, line.name.as_str(), marks(line))).collect()
     }
 
@@ -259,7 +259,7 @@ mod tests {
         let points = &plot.lines[0].points;
         assert!(points.windows(2).all(|pair| pair[0].x <= pair[1].x && pair[0].y <= pair[1].y));
         assert!(points.last().unwrap().x < 0.999);
-        let median = points[0].told.as_deref().unwrap();
+        let median = points[0].label.as_deref().unwrap();
         assert_eq!(median, "50 % took at most 50.0 µs");
     }
 

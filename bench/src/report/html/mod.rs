@@ -420,7 +420,7 @@ mod tests {
         for asks in ["http:", "https:", "src=", "url(", "@import", "<link", "<script", "<img"] {
             assert!(!page.contains(asks), "{asks}: {page}");
         }
-        for says in [
+        for expected in [
             "<h1>towline bench</h1>",
             "of 1073741824 messages a second",
             "bandwidth over tcp",
@@ -429,7 +429,7 @@ mod tests {
             "<tr><td>tcp</td><td>4.00 GB/s at 1M</td><td>-</td></tr>",
             "1970-01-01",
         ] {
-            assert!(page.contains(says), "{says}: {page}");
+            assert!(page.contains(expected), "{expected}: {page}");
         }
     }
 

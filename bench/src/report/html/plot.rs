@@ -52,7 +52,7 @@ pub(super) struct Point {
     /// Lowest and highest of the repeats.
     pub(super) range: Option<[f64; 2]>,
     /// The value as text. A point without text has no mark.
-    pub(super) told: Option<String>,
+    pub(super) label: Option<String>,
 }
 
 impl Source {
@@ -71,7 +71,7 @@ impl Curve {
     }
 
     /// Draws a mark at (`x`, `y`), whose shape shows the source.
-    fn mark(&self, f: &mut fmt::Formatter<'_>, x: f64, y: f64, told: &str) -> fmt::Result {
+    fn mark(&self, f: &mut fmt::Formatter<'_>, x: f64, y: f64, label: &str) -> fmt::Result {
         match self.whose {
             Source::Ours => write!(f, r#"<circle cx="{x:.1}" cy="{y:.1}" r="3.6">"#)?,
             Source::Ceiling => write!(f, r#"<path d="M{x:.1} {y:.1}m0 -5l5 5l-5 5l-5 -5z">"#)?,
@@ -79,7 +79,7 @@ impl Curve {
                 write!(f, r#"<rect x="{:.1}" y="{:.1}" width="7" height="7">"#, x - 3.5, y - 3.5)?;
             }
         }
-        write!(f, "<title>{}</title>", Escaped(told))?;
+        write!(f, "<title>{}</title>", Escaped(label))?;
         f.write_str(match self.whose {
             Source::Ours => "</circle>",
             Source::Ceiling => "</path>",
@@ -126,7 +126,7 @@ impl Plot {
     }
 
     fn line(&self, f: &mut fmt::Formatter<'_>, line: &Curve) -> fmt::Result {
-        let marked = line.points.iter().filter(|point| point.told.is_some());
+        let marked = line.points.iter().filter(|point| point.label.is_some());
         write!(f, r#"<g class="{}" data-line="{}""#, line.look(), Escaped(&line.name))?;
         write!(f, r#" data-marks="{}">"#, marked.clone().count())?;
         if line.points.len() > 1 {
@@ -149,8 +149,8 @@ impl Plot {
         f.write_str(r#"<g class="marks">"#)?;
         for point in marked {
             let (x, y) = self.place(point);
-            let told = point.told.as_deref().unwrap_or_default();
-            line.mark(f, x, y, &format!("{}: {told}", line.name))?;
+            let label = point.label.as_deref().unwrap_or_default();
+            line.mark(f, x, y, &format!("{}: {label}", line.name))?;
         }
         f.write_str("</g></g>")
     }
@@ -201,12 +201,12 @@ mod tests {
     }
 
     fn point(x: f64, y: f64) -> Point {
-        Point { x, y, range: None, told: Some(format!("{y} GB/s")) }
+        Point { x, y, range: None, label: Some(format!("{y} GB/s")) }
     }
 
     #[test]
     fn every_told_point_is_a_mark_where_its_value_is() {
-        let silent = Point { told: None, ..point(12.0, 3.0) };
+        let silent = Point { label: None, ..point(12.0, 3.0) };
         let ranged = Point { range: Some([4.0, 5.0]), ..point(16.0, 5.0) };
         let points = vec![point(8.0, 0.0), silent, ranged];
         let svg = plot(vec![Curve { name: "<tcp>".into(), whose: Source::Ours, look: 9, points }]);

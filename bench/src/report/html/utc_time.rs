@@ -45,7 +45,7 @@ mod tests {
 
     #[test]
     fn seconds_become_dates() {
-        for (seconds, told) in [
+        for (seconds, text) in [
             (0, "1970-01-01 00:00 UTC"),
             (68_169_599, "1972-02-28 23:59 UTC"),
             (68_169_600, "1972-02-29 00:00 UTC"),
@@ -53,7 +53,7 @@ mod tests {
             (1_795_588_620, "2026-11-25 06:37 UTC"),
             (4_107_542_400, "2100-03-01 00:00 UTC"),
         ] {
-            assert_eq!(UtcTime::of(UNIX_EPOCH + Duration::from_secs(seconds)).to_string(), told);
+            assert_eq!(UtcTime::of(UNIX_EPOCH + Duration::from_secs(seconds)).to_string(), text);
         }
     }
 }

@@ -38,7 +38,7 @@ impl Credentials {
             }
             (Some(old), Some(new)) if !new.does_what(old) => {
                 return invalid(
-                    "the new TLS shows no certificate, believes nobody or asks peers for none, where the old one did",
+                    "the new TLS shows no certificate, trusts no authority or asks peers for none, where the old one did",
                 );
             }
             _ => {}
