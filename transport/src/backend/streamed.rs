@@ -3,7 +3,7 @@
 //! Shared by every backend whose transport is such a stream. The backend implements [`ByteStream`].
 
 use std::cell::RefCell;
-use std::io::{self, IoSlice};
+use std::io;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
@@ -11,14 +11,14 @@ use std::time::Duration;
 use super::submitted::Submitted;
 use super::{Caps, Inbox, Link, LinkContext, LinkStats, Op, Progress, SmallSend, WaitSource};
 use crate::error::{Error, ErrorKind, Result};
-use crate::memory::BufferMut;
+use crate::memory::{BufferMut, RawBytes};
 use crate::platform::environment::Environment;
 use crate::platform::mutex::Mutex;
 use crate::wire::count::SessionCounts;
 use crate::wire::session::{DataTarget, Session, Urgency};
 
-/// The most slices offered to one vectored write.
-pub(super) const SLICES_MAX: usize = 512;
+/// The most pieces offered to one vectored write.
+pub(super) const PIECES_MAX: usize = 512;
 /// The most buffers of one read.
 const BUFFERS_MAX: usize = 64;
 /// Bytes of records per read.
@@ -86,7 +86,7 @@ pub(super) trait ByteStream: std::fmt::Debug + Send + Sync + 'static {
 /// One non-blocking stream of a byte stream.
 pub(super) trait StreamIo {
     /// Writes from the front as many bytes as there is room for.
-    fn write(&mut self, slices: &[IoSlice<'_>]) -> io::Result<IoOutcome>;
+    fn write(&mut self, pieces: &[RawBytes<'_>]) -> io::Result<IoOutcome>;
 
     /// Reads available bytes into `bytes`.
     fn read(&mut self, bytes: &mut [u8]) -> io::Result<IoOutcome>;
@@ -409,14 +409,14 @@ pub(super) fn write_to(
 ) -> Result<(bool, bool)> {
     let mut moved = false;
     while session.is_due(least) {
-        let mut slices: Vec<IoSlice<'_>> = Vec::with_capacity(16);
-        session.gather(&mut slices, SLICES_MAX);
-        if slices.is_empty() {
+        let mut pieces: Vec<RawBytes<'_>> = Vec::with_capacity(16);
+        session.gather(&mut pieces, PIECES_MAX);
+        if pieces.is_empty() {
             session.wrote(0);
             continue;
         }
-        let wanted: usize = slices.iter().map(|slice| slice.len()).sum();
-        let IoOutcome::Bytes(written) = to.write(&slices).map_err(cut)? else { return Ok((moved, false)) };
+        let wanted: usize = pieces.iter().map(|piece| piece.len()).sum();
+        let IoOutcome::Bytes(written) = to.write(&pieces).map_err(cut)? else { return Ok((moved, false)) };
         session.wrote(written);
         moved = true;
         if written < wanted {

@@ -1,6 +1,5 @@
 //! One end of a data stream.
 
-use std::io::IoSlice;
 use std::mem::MaybeUninit;
 use std::sync::Arc;
 use std::time::Duration;
@@ -8,7 +7,7 @@ use std::time::Duration;
 use super::arena::FuzzArena;
 use crate::backend::{Announced, Completion, Delivery, Done, Message, Operation};
 use crate::error::{Error, ErrorKind, Failed, Result};
-use crate::memory::{Buffer, BufferMut, Pool};
+use crate::memory::{Buffer, BufferMut, Pool, RawBytes};
 use crate::platform::environment::Environment;
 use crate::platform::environment::clockwork::Clockwork;
 use crate::transfer::region::{Region, Regions, RemoteRegion};
@@ -239,13 +238,13 @@ impl Stream {
         if !is_due {
             return false;
         }
-        let mut slices: Vec<IoSlice<'_>> = Vec::new();
+        let mut pieces: Vec<RawBytes<'_>> = Vec::new();
         match stream {
-            0 => self.session.gather(&mut slices, PIECES_MAX),
-            _ => self.session.lane_gather(stream, &mut slices, PIECES_MAX),
+            0 => self.session.gather(&mut pieces, PIECES_MAX),
+            _ => self.session.lane_gather(stream, &mut pieces, PIECES_MAX),
         }
         let before = out.len();
-        slices.iter().for_each(|slice| out.extend_from_slice(slice));
+        pieces.into_iter().for_each(|piece| piece.append_to(out));
         let len = out.len() - before;
         match stream {
             0 => self.session.wrote(len),

@@ -47,7 +47,8 @@ pub struct Buffer {
 // SAFETY: the pointer reaches only memory that the allocation, itself Send, keeps there (M1), and only to
 // read (M2).
 unsafe impl Send for Buffer {}
-// SAFETY: a shared handle only reads bytes that no one writes (M2); the allocation and the fence are Sync.
+// SAFETY: a shared handle only reads bytes that no one writes (M2), and copies those that others write as M5
+// says; the allocation and the fence are Sync.
 unsafe impl Sync for Buffer {}
 
 impl Buffer {
@@ -103,6 +104,12 @@ impl Buffer {
         }
         // SAFETY: the handle keeps them there (M1), unwritten (M2), and they were filled before this handle (M4).
         Some(unsafe { slice::from_raw_parts(self.start, self.len) })
+    }
+
+    /// Returns true if the CPU can load the bytes and they are ready: no [`Access::Remote`], no fence pending.
+    #[inline]
+    pub(crate) fn is_readable(&self) -> bool {
+        self.kind.access != Access::Remote && self.is_ready()
     }
 
     /// Returns the innermost allocation, below any pool. A backend recognises its own memory by downcasting

@@ -1,10 +1,11 @@
-//! Copies of memory that other processes may write at the same time. They use one processor instruction where
-//! there is one, and otherwise atomic accesses of whole words.
+//! Copies of memory that others may write at the same time: other processes, or code of this process that is
+//! not Rust. They use one processor instruction where there is one, and otherwise atomic accesses of whole
+//! words.
 //!
 //! A concurrent writer can corrupt the content, but not the program: nothing forms a slice, reads a value
 //! with invalid bit patterns, or reads a byte twice.
 
-#![expect(unsafe_code, reason = "memory shared with other processes is reached through raw addresses")]
+#![expect(unsafe_code, reason = "memory that others may write is reached through raw addresses")]
 
 use std::mem::MaybeUninit;
 use std::sync::atomic::Ordering::Relaxed;

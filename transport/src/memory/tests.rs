@@ -372,6 +372,32 @@ fn foreign_memory_is_only_copied() {
 }
 
 #[test]
+fn foreign_bytes_are_copied_at_any_alignment() {
+    let memory = super::host::HostMemory::new(400, 64, false).unwrap();
+    let mut foreign = BufferMut::from_allocation(Arc::new(ForeignMemory(memory))).unwrap();
+    foreign.extend_from_slice(&bytes(400)).unwrap();
+    let (foreign, owned) = (foreign.freeze(), Buffer::from(bytes(400)));
+    assert!(foreign.raw_bytes().unwrap().as_slice().is_none());
+    assert_eq!(owned.raw_bytes().unwrap().as_slice(), Some(&bytes(400)[..]));
+    for buffer in [&foreign, &owned] {
+        for begin in 0..9 {
+            for len in [0, 1, 7, 8, 9, 127, 128, 129, 390] {
+                let (_, rest) = buffer.raw_bytes().unwrap().split_at(begin);
+                let (part, after) = rest.split_at(len);
+                assert_eq!((part.len(), after.len()), (len, 400 - begin - len));
+                let mut copy = vec![1, 2];
+                part.append_to(&mut copy);
+                assert_eq!(copy, [&[1, 2], &bytes(400)[begin..begin + len]].concat());
+            }
+        }
+    }
+    let mut private = foreign.clone();
+    assert_eq!((private.copy_if_foreign(), private.copy_if_foreign()), (400, 0));
+    assert_eq!(private.as_slice(), Some(&bytes(400)[..]));
+    assert_ne!(private.as_ptr(), foreign.as_ptr());
+}
+
+#[test]
 fn an_allocation_with_two_handles_is_not_writable() {
     let memory: Arc<dyn Allocation> = Arc::new(super::host::HostMemory::new(10, 1, true).unwrap());
     let second = Arc::clone(&memory);

@@ -25,8 +25,8 @@ impl BounceCopy {
         let frames = message.frames().iter().zip(message.table()).enumerate();
         let copied = frames.filter(|(_, (_, info))| Scope::Large.lends(info) && info.place != Place::Arena);
         let room = |(index, (frame, _)): (usize, (&Buffer, _))| {
-            frame.as_slice()?;
-            Some((index, lender.bounce_copy(frame.len())?))
+            let copy = if frame.is_readable() { lender.bounce_copy(frame.len()) } else { None };
+            Some((index, copy?))
         };
         Some(Self { copies: copied.map(room).collect::<Option<_>>()?, at: 0 })
     }
@@ -35,12 +35,13 @@ impl BounceCopy {
     pub(crate) fn copy(&mut self, message: &Message, len_max: usize) -> usize {
         let mut room = len_max;
         while let Some((index, copy)) = self.copies.get_mut(self.at) {
-            let frame = message.frames()[*index].as_slice().unwrap_or_default();
-            let rest = &frame[copy.len()..];
-            let part = &rest[..rest.len().min(room)];
-            copy.extend_from_slice(part).unwrap_or_else(|_| unreachable!("it has room for its frame"));
+            let Some(frame) = message.frames()[*index].raw_bytes() else { break };
+            let (_, rest) = frame.split_at(copy.len());
+            let (part, later) = rest.split_at(rest.len().min(room));
+            let copied = copy.fill_with(|spare| Ok(part.copy_to(&mut spare[..part.len()])));
+            copied.unwrap_or_else(|_| unreachable!("it has room for its frame"));
             room -= part.len();
-            if part.len() < rest.len() {
+            if !later.is_empty() {
                 break;
             }
             self.at += 1;

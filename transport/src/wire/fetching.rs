@@ -115,7 +115,7 @@ pub(crate) fn addresses(message: &Message) -> Option<Vec<u64>> {
     if len_if_fetchable(message) == 0 {
         return None;
     }
-    message.frames().iter().map(|frame| Some(frame.as_slice()?.as_ptr().addr() as u64)).collect()
+    message.frames().iter().map(|frame| frame.is_readable().then(|| frame.as_ptr().addr() as u64)).collect()
 }
 
 /// Returns the most bytes after the header in the record of a fetchable message, or 0 if the message is not

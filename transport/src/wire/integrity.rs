@@ -3,14 +3,13 @@
 //!
 //! Nothing is acted on before its checksum is verified: records before they are decoded, a packet's data
 //! before its transfer continues. Checksums are computed over memory that was just read or is about to be
-//! written, so nothing is copied for them.
-
-use std::io::IoSlice;
+//! written, so nothing is copied for them, except foreign memory.
 
 use crc32c::{crc32c, crc32c_append};
 
 use crate::error::Result;
 use crate::memory::{Buffer, BufferMut};
+use crate::wire::count::Count;
 use crate::wire::record::{Transfer, corrupt};
 
 /// Writes the checksums of the records, of the data and of the head itself to the end of a head.
@@ -29,14 +28,23 @@ fn unseal(head: &[u8]) -> Option<(u32, u32)> {
     (crc32c(&head[..sums + 8]) == word(sums + 8)).then(|| (word(sums), word(sums + 4)))
 }
 
-/// Returns the checksum of data.
+/// Replaces foreign memory by private copies: its owner may write it after the checksum and before the bytes
+/// leave. Counts the copies.
+pub(crate) fn copy_foreign(buffers: &mut [Buffer], copied: &Count) {
+    let len: usize = buffers.iter_mut().map(Buffer::copy_if_foreign).sum();
+    if len > 0 {
+        copied.add(len as u64);
+    }
+}
+
+/// Returns the checksum of data that only this process can write.
 pub(crate) fn of_buffers(buffers: &[Buffer]) -> u32 {
-    of_slices(buffers.iter().filter_map(Buffer::as_slice).map(IoSlice::new))
+    of_slices(buffers.iter().filter_map(Buffer::as_slice))
 }
 
 /// Returns the checksum of consecutive slices.
-pub(crate) fn of_slices<'a>(slices: impl IntoIterator<Item = IoSlice<'a>>) -> u32 {
-    slices.into_iter().fold(0, |sum, slice| crc32c_append(sum, &slice))
+pub(crate) fn of_slices<'a>(slices: impl IntoIterator<Item = &'a [u8]>) -> u32 {
+    slices.into_iter().fold(0, crc32c_append)
 }
 
 /// Verifies the checksums of one incoming stream.

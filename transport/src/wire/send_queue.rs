@@ -1,13 +1,13 @@
 //! The send queue: one batch of packets, as entries to gather and endings to run once they have left.
 
 use std::collections::VecDeque;
-use std::io::IoSlice;
 
 use crate::error::Error;
-use crate::memory::Buffer;
+use crate::memory::{Buffer, RawBytes};
 use crate::transfer::message::Message;
 use crate::transfer::operation::Operation;
 use crate::transfer::region::ReadLease;
+use crate::wire::count::Count;
 use crate::wire::integrity;
 use crate::wire::record::{self, DATA_LEN_MAX, HEAD_LEN, Head, Transfer};
 
@@ -29,8 +29,8 @@ pub(crate) struct SendQueue {
     open: Option<(usize, usize)>,
     /// The number of entries before it.
     earlier: usize,
-    /// Heads carry checksums.
-    checked: bool,
+    /// Heads carry checksums. Counts the bytes copied for them.
+    checked: Option<Count>,
     /// Heads carry offsets.
     striped: bool,
     /// The length of the part of `encoded` that entries already refer to.
@@ -58,8 +58,9 @@ pub(crate) enum Ending {
 }
 
 impl SendQueue {
-    /// Creates an empty queue. With `checked`, heads carry checksums; with `striped`, offsets.
-    pub(crate) fn new(checked: bool, striped: bool) -> Self {
+    /// Creates an empty queue. With `checked`, heads carry checksums; it counts the foreign memory that is
+    /// copied for them. With `striped`, heads carry offsets.
+    pub(crate) fn new(checked: Option<Count>, striped: bool) -> Self {
         Self { checked, striped, ..Self::default() }
     }
 
@@ -85,7 +86,7 @@ impl SendQueue {
     }
 
     fn head_len(&self) -> usize {
-        record::head_len(self.checked, self.striped)
+        record::head_len(self.checked.is_some(), self.striped)
     }
 
     /// Returns the buffer that records are encoded into.
@@ -101,7 +102,10 @@ impl SendQueue {
     /// Appends payload to the open packet's records.
     pub(crate) fn payload(&mut self, frames: impl Iterator<Item = Buffer>) {
         self.queue_encoded();
-        for frame in frames.filter(|frame| !frame.is_empty()) {
+        for mut frame in frames.filter(|frame| !frame.is_empty()) {
+            if let Some(copied) = &self.checked {
+                integrity::copy_foreign(std::slice::from_mut(&mut frame), copied);
+            }
             if let Some((_, payload)) = &mut self.open {
                 *payload += frame.len();
             }
@@ -127,7 +131,7 @@ impl SendQueue {
     }
 
     /// Closes the packet, even if it is empty, with data at `offset` of `transfer`.
-    pub(crate) fn finish_at(&mut self, transfer: Transfer, offset: u64, data: Vec<Buffer>) {
+    pub(crate) fn finish_at(&mut self, transfer: Transfer, offset: u64, mut data: Vec<Buffer>) {
         let records_len = self.records_len();
         let Some((head, _)) = self.open.take() else { return };
         let data_len = data.iter().map(Buffer::len).sum();
@@ -137,7 +141,8 @@ impl SendQueue {
             record::put_offset(&mut self.encoded[head..], offset);
         }
         self.queue_encoded();
-        if self.checked {
+        if let Some(copied) = &self.checked {
+            integrity::copy_foreign(&mut data, copied);
             let records = integrity::of_slices(self.records_of(head));
             let data = integrity::of_buffers(&data);
             let head_len = self.head_len();
@@ -148,13 +153,11 @@ impl SendQueue {
     }
 
     /// Returns the records of the packet being closed, whose head is at `head`.
-    fn records_of(&self, head: usize) -> impl Iterator<Item = IoSlice<'_>> {
+    fn records_of(&self, head: usize) -> impl Iterator<Item = &[u8]> {
         let records = head + self.head_len();
         self.entries.range(self.earlier..).filter_map(move |entry| match entry {
-            QueueEntry::Encoded(range) => {
-                Some(IoSlice::new(&self.encoded[range.start.max(records)..range.end]))
-            }
-            QueueEntry::Bytes(buffer) => buffer.as_slice().map(IoSlice::new),
+            QueueEntry::Encoded(range) => Some(&self.encoded[range.start.max(records)..range.end]),
+            QueueEntry::Bytes(buffer) => buffer.as_slice(),
             QueueEntry::End(_) => None,
         })
     }
@@ -168,14 +171,18 @@ impl SendQueue {
     }
 
     /// Gathers the bytes to write next.
-    pub(crate) fn gather<'a>(&'a self, slices: &mut Vec<IoSlice<'a>>, slices_max: usize) {
+    pub(crate) fn gather<'a>(&'a self, pieces: &mut Vec<RawBytes<'a>>, pieces_max: usize) {
         for entry in &self.entries {
-            if slices.len() == slices_max {
+            if pieces.len() == pieces_max {
                 return;
             }
             match entry {
-                QueueEntry::Encoded(range) => slices.push(IoSlice::new(&self.encoded[range.clone()])),
-                QueueEntry::Bytes(buffer) => slices.extend(buffer.as_slice().map(IoSlice::new)),
+                QueueEntry::Encoded(range) => pieces.push(RawBytes::from(&self.encoded[range.clone()])),
+                QueueEntry::Bytes(buffer) => {
+                    if let Some(bytes) = buffer.raw_bytes() {
+                        pieces.push(bytes);
+                    }
+                }
                 QueueEntry::End(_) => {}
             }
         }

@@ -130,7 +130,9 @@ impl Sends {
         let out = &mut self.coalesced;
         put_message(out, id, ack_now, Payload::Eager(&[]), memory.header(), memory.table(), payload_len);
         for frame in memory.frames() {
-            out.extend_from_slice(frame.as_slice().unwrap_or_default());
+            if let Some(bytes) = frame.raw_bytes() {
+                bytes.append_to(out);
+            }
         }
         self.copied.add(payload_len);
         self.bytes_in_use += cost;

@@ -10,12 +10,11 @@ mod lanes;
 mod packets;
 
 use std::collections::VecDeque;
-use std::io::IoSlice;
 use std::sync::Arc;
 use std::time::Duration;
 
 use crate::error::{Error, ErrorKind, Result};
-use crate::memory::{Buffer, BufferMut, Pool};
+use crate::memory::{Buffer, BufferMut, Pool, RawBytes};
 use crate::transfer::message::{Announced, Delivery, Message, SmallSend};
 use crate::transfer::operation::{Done, Operation};
 use crate::transfer::region::{Regions, RemoteRegion};
@@ -100,13 +99,14 @@ impl Session {
         now: Duration,
         checked: bool,
     ) -> Self {
+        let sends = Sends::default();
         Self {
             fetcher: None,
-            sends: Sends::default(),
+            send_queue: SendQueue::new(checked.then(|| sends.copied.clone()), false),
+            sends,
             receives: Receives::new(pool),
             one_sided: OneSided::new(regions),
             liveness: Liveness::new(heartbeat, now),
-            send_queue: SendQueue::new(checked, false),
             data_queue: VecDeque::new(),
             records: Vec::new(),
             answers: 0,
@@ -328,12 +328,12 @@ impl Session {
     }
 
     /// Returns the bytes to write next. Makes a batch if there is none.
-    pub(crate) fn gather<'a>(&'a mut self, slices: &mut Vec<IoSlice<'a>>, slices_max: usize) {
+    pub(crate) fn gather<'a>(&'a mut self, pieces: &mut Vec<RawBytes<'a>>, pieces_max: usize) {
         if self.send_queue.is_empty() {
             self.make_batch();
         }
         debug_assert!(!self.send_queue.is_empty() || self.is_paused(), "pending output makes a batch");
-        self.send_queue.gather(slices, slices_max);
+        self.send_queue.gather(pieces, pieces_max);
     }
 
     /// Records that `written` of the gathered bytes are in the kernel's buffers.

@@ -9,12 +9,11 @@ mod packets;
 mod simulated;
 
 use std::collections::VecDeque;
-use std::io::IoSlice;
 use std::sync::Arc;
 use std::time::Duration;
 
 use crate::error::{ErrorKind, Failed, Result};
-use crate::memory::{Buffer, BufferMut, Place, Pool};
+use crate::memory::{Buffer, BufferMut, Place, Pool, RawBytes};
 use crate::platform::environment::{Environment, Task};
 use crate::transfer::message::{Announced, Arrival, Delivery, EAGER_LEN_MAX, FrameInfo, Message};
 use crate::transfer::operation::{Completion, Done, Operation};
@@ -106,11 +105,11 @@ impl End {
         if !self.session.is_due(Urgency::Ack) {
             return false;
         }
-        let mut slices: Vec<IoSlice<'_>> = Vec::new();
-        self.session.gather(&mut slices, 64);
+        let mut pieces: Vec<RawBytes<'_>> = Vec::new();
+        self.session.gather(&mut pieces, 64);
         let mut bytes = Vec::new();
-        for slice in slices {
-            bytes.extend_from_slice(&slice[..slice.len().min(len_max - bytes.len())]);
+        for piece in pieces {
+            piece.split_at(piece.len().min(len_max - bytes.len())).0.append_to(&mut bytes);
         }
         self.session.wrote(bytes.len());
         to.extend(&bytes);
@@ -124,9 +123,11 @@ impl End {
         if !self.session.lane_is_due(stream) {
             return false;
         }
-        let mut slices: Vec<IoSlice<'_>> = Vec::new();
-        self.session.lane_gather(stream, &mut slices, 64);
-        let bytes: Vec<u8> = slices.iter().flat_map(|slice| slice.iter().copied()).take(len_max).collect();
+        let mut pieces: Vec<RawBytes<'_>> = Vec::new();
+        self.session.lane_gather(stream, &mut pieces, 64);
+        let mut bytes = Vec::new();
+        pieces.iter().for_each(|piece| piece.append_to(&mut bytes));
+        bytes.truncate(len_max);
         self.session.lane_wrote(stream, bytes.len());
         to.extend(&bytes);
         true

@@ -6,7 +6,7 @@
     reason = "rings are laid over segments here, and fill memory that no Rust code initialised"
 )]
 
-use std::io::{self, IoSlice};
+use std::io;
 use std::mem::MaybeUninit;
 use std::os::fd::OwnedFd;
 use std::ptr::NonNull;
@@ -16,7 +16,7 @@ use super::ring::{BYTES_AT, Ring, RingMemory};
 use super::table::{LeaseTable, TABLE_LEN};
 use crate::backend::streamed::{IoOutcome, StreamIo};
 use crate::error::{Error, ErrorKind, Result};
-use crate::memory::{BufferMut, PeerSegment, Segment};
+use crate::memory::{BufferMut, PeerSegment, RawBytes, Segment};
 use crate::wire::count::Count;
 
 /// The shortest and the longest ring that a peer may have.
@@ -106,10 +106,10 @@ impl Duplex {
 }
 
 impl StreamIo for Duplex {
-    fn write(&mut self, slices: &[IoSlice<'_>]) -> io::Result<IoOutcome> {
+    fn write(&mut self, pieces: &[RawBytes<'_>]) -> io::Result<IoOutcome> {
         let (mut written, mut unpublished) = (0, 0);
-        for slice in slices {
-            let mut rest = &slice[..];
+        for piece in pieces {
+            let mut rest = *piece;
             while !rest.is_empty() {
                 let part_len = rest.len().min(PART_LEN - unpublished);
                 let room = self.ring.writable(part_len).map_err(io::Error::other)?;

@@ -24,6 +24,7 @@ use sync::Ordering::{Relaxed, Release};
 use sync::{AtomicU64, Ordering, UnsafeCell, fence, full_fence};
 
 use crate::error::{Error, ErrorKind, Result};
+use crate::memory::RawBytes;
 
 /// The offset of the ring in a segment.
 pub(super) const BYTES_AT: usize = 4096;
@@ -149,7 +150,7 @@ impl Ring {
     }
 
     /// Writes `bytes`, which must not exceed what is writable. The peer sees them once they are published.
-    pub(super) fn copy_in(&mut self, bytes: &[u8]) {
+    pub(super) fn copy_in(&mut self, bytes: RawBytes<'_>) {
         assert!(bytes.len() <= self.room(), "more than is writable");
         let (to, until_end) = self.ours.locate(self.written);
         let (first, second) = bytes.split_at(bytes.len().min(until_end));

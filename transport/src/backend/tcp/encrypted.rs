@@ -10,10 +10,12 @@ use std::sync::MutexGuard;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use rustls::Connection;
+use smallvec::SmallVec;
 
 use super::socket::Raw;
 use crate::backend::streamed::IoOutcome;
 use crate::handshake;
+use crate::memory::RawBytes;
 use crate::platform::mutex::Mutex;
 
 /// The most ciphertext waiting for the socket, in bytes, plus one record: enough for the peer to decrypt
@@ -21,8 +23,14 @@ use crate::platform::mutex::Mutex;
 const UNSENT_LEN_MAX: usize = 256 << 10;
 /// The most ciphertext per read. Bytes beyond the current need are usually needed soon.
 const READ_LEN: usize = 256 << 10;
+/// Foreign memory is copied for encryption in blocks of this length, in bytes: the plaintext of one TLS record.
+const BLOCK_LEN: usize = 16 << 10;
+/// Writes of more pieces than this allocate memory for their list.
+const PIECES_INLINE: usize = 16;
 /// The number of ciphertext buffers that a thread keeps while no link uses them.
 const IDLE_MAX: usize = 2;
+
+type Pieces<'a> = SmallVec<[RawBytes<'a>; PIECES_INLINE]>;
 
 thread_local! {
     /// Spare ciphertext buffers. A link holds one only while it has undecrypted bytes, so an idle link holds
@@ -63,14 +71,14 @@ impl Encrypted {
     }
 
     /// Encrypts and sends plaintext until the socket is full. Bytes counted as written may not have left yet.
-    pub(super) fn write(&self, raw: &Raw, slices: &[IoSlice<'_>]) -> io::Result<IoOutcome> {
+    pub(super) fn write(&self, raw: &Raw, pieces: &[RawBytes<'_>]) -> io::Result<IoOutcome> {
         let mut state = self.state();
-        let mut rest = slices.to_vec();
-        let mut rest = &mut rest[..];
+        let mut pieces = Pieces::from_slice(pieces);
+        let mut rest = &mut pieces[..];
         let mut taken = 0;
         while state.send(raw)? && !rest.is_empty() {
-            let len = state.tls.writer().write_vectored(rest)?;
-            IoSlice::advance_slices(&mut rest, len);
+            let len = state.encrypt(rest)?;
+            advance(&mut rest, len);
             taken += len;
         }
         Ok(if taken > 0 { IoOutcome::Bytes(taken) } else { IoOutcome::WouldBlock })
@@ -145,6 +153,31 @@ impl EncryptedState {
         Ok(true)
     }
 
+    /// Encrypts bytes from the front of `pieces`, which are not empty, while there is room for ciphertext.
+    /// Returns how many.
+    fn encrypt(&mut self, pieces: &[RawBytes<'_>]) -> io::Result<usize> {
+        let slices = pieces.iter().map_while(|piece| piece.as_slice().map(IoSlice::new));
+        let slices: SmallVec<[_; PIECES_INLINE]> = slices.collect();
+        if !slices.is_empty() {
+            return self.tls.writer().write_vectored(&slices);
+        }
+        // Others may write the first piece, so that rustls gets a copy of each block.
+        let (mut rest, mut taken) = (pieces[0], 0);
+        let mut block = Vec::with_capacity(rest.len().min(BLOCK_LEN));
+        while !rest.is_empty() {
+            let (part, later) = rest.split_at(rest.len().min(BLOCK_LEN));
+            block.clear();
+            part.append_to(&mut block);
+            let len = self.tls.writer().write(&block)?;
+            taken += len;
+            if len < block.len() {
+                break;
+            }
+            rest = later;
+        }
+        Ok(taken)
+    }
+
     /// Passes plaintext to `deliver` until `wanted` bytes are `delivered` or none is left. Returns true at
     /// the end of the stream.
     fn deliver_plaintext(
@@ -209,6 +242,18 @@ impl EncryptedState {
     /// Returns true if there is plaintext, or the end of the stream.
     fn has_buffered(&mut self) -> bool {
         !matches!(self.tls.reader().fill_buf(), Err(error) if error.kind() == ErrorKind::WouldBlock)
+    }
+}
+
+/// Removes `len` bytes from the front of `pieces`.
+fn advance(pieces: &mut &mut [RawBytes<'_>], mut len: usize) {
+    while let Some(first) = pieces.first_mut() {
+        if len < first.len() {
+            *first = first.split_at(len).1;
+            return;
+        }
+        len -= first.len();
+        *pieces = &mut std::mem::take(pieces)[1..];
     }
 }
 

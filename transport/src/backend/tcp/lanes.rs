@@ -1,7 +1,6 @@
 //! A connection's further sockets. They carry chunks of data, and one epoll waits for all sockets of the
 //! connection.
 
-use std::io::IoSlice;
 use std::mem::MaybeUninit;
 use std::ops::RangeInclusive;
 use std::os::fd::{AsFd, OwnedFd};
@@ -12,9 +11,10 @@ use rustix::event::{Timespec, epoll};
 use super::link::TcpByteStream;
 use super::socket::Socket;
 use crate::backend::WaitSource;
-use crate::backend::streamed::{IoOutcome, SLICES_MAX, StreamIo, cut, end_of_stream, read_from};
+use crate::backend::streamed::{IoOutcome, PIECES_MAX, StreamIo, cut, end_of_stream, read_from};
 use crate::error::{Error, Result};
 use crate::handshake::STREAMS_MAX;
+use crate::memory::RawBytes;
 use crate::wire::session::{Session, Urgency};
 
 /// The lanes of one link. Streams are numbered from 0, the main one; a set of streams is a bit mask.
@@ -144,15 +144,15 @@ impl TcpLanes {
 
     /// Writes once to a stream.
     fn write_once(&self, link: &TcpByteStream, session: &mut Session, stream: usize) -> Result<bool> {
-        let mut slices: Vec<IoSlice<'_>> = Vec::with_capacity(16);
+        let mut pieces: Vec<RawBytes<'_>> = Vec::with_capacity(16);
         match stream {
-            0 => session.gather(&mut slices, SLICES_MAX),
-            _ => session.lane_gather(stream, &mut slices, SLICES_MAX),
+            0 => session.gather(&mut pieces, PIECES_MAX),
+            _ => session.lane_gather(stream, &mut pieces, PIECES_MAX),
         }
-        let wanted: usize = slices.iter().map(|slice| slice.len()).sum();
-        let written = match slices.len() {
+        let wanted: usize = pieces.iter().map(|piece| piece.len()).sum();
+        let written = match pieces.len() {
             0 => Some(0),
-            _ => match { self.socket(link, stream) }.write(&slices).map_err(cut)? {
+            _ => match { self.socket(link, stream) }.write(&pieces).map_err(cut)? {
                 IoOutcome::Bytes(written) => Some(written),
                 IoOutcome::WouldBlock => None,
             },

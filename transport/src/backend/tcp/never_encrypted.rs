@@ -1,10 +1,11 @@
 //! Stands for `encrypted` in a build without the feature `tls`, where [`Encrypted`] has no values.
 
-use std::io::{self, IoSlice};
+use std::io;
 
 use super::socket::Raw;
 use crate::backend::streamed::IoOutcome;
 use crate::handshake::TlsSession;
+use crate::memory::RawBytes;
 
 #[derive(Debug)]
 pub(super) enum Encrypted {}
@@ -18,7 +19,7 @@ impl Encrypted {
         match *self {}
     }
 
-    pub(super) fn write(&self, _: &Raw, _: &[IoSlice<'_>]) -> io::Result<IoOutcome> {
+    pub(super) fn write(&self, _: &Raw, _: &[RawBytes<'_>]) -> io::Result<IoOutcome> {
         match *self {}
     }
 

@@ -16,7 +16,7 @@ use rustix::net::{SendAncillaryBuffer, SendFlags, Shutdown};
 use super::encrypted::Encrypted;
 use crate::backend::streamed::{IoOutcome, StreamIo};
 use crate::handshake::TlsSession;
-use crate::memory::BufferMut;
+use crate::memory::{BufferMut, RawBytes};
 
 /// A connected, non-blocking socket, plain or over TLS.
 #[derive(Debug)]
@@ -79,11 +79,17 @@ impl StreamIo for &Socket {
         self.tls.as_ref().is_some_and(Encrypted::has_buffered)
     }
 
-    fn write(&mut self, slices: &[IoSlice<'_>]) -> io::Result<IoOutcome> {
-        match &self.tls {
-            Some(tls) => tls.write(&self.raw, slices),
-            None => self.raw.send(slices),
+    fn write(&mut self, pieces: &[RawBytes<'_>]) -> io::Result<IoOutcome> {
+        if let Some(tls) = &self.tls {
+            return tls.write(&self.raw, pieces);
         }
+        if let [piece] = pieces {
+            // Small messages need no list. SAFETY: M5: the slice goes to `sendmsg` alone.
+            return self.raw.send(&[unsafe { piece.io_slice() }]);
+        }
+        // SAFETY: M5: the slices go to `sendmsg` alone.
+        let slices = pieces.iter().map(|piece| unsafe { piece.io_slice() });
+        self.raw.send(&slices.collect::<Vec<_>>())
     }
 
     fn read(&mut self, bytes: &mut [u8]) -> io::Result<IoOutcome> {

@@ -2,7 +2,6 @@
 //! own, from memory to memory.
 
 use std::collections::BTreeMap;
-use std::io::IoSlice;
 use std::os::fd::{AsFd, OwnedFd};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
@@ -14,6 +13,7 @@ use super::lingering::LingeringEngine;
 use crate::backend::streamed::ByteStream;
 use crate::backend::{Environment, WaitSource};
 use crate::error::{Error, ErrorKind, Result};
+use crate::memory::RawBytes;
 use crate::wire::record::head_len;
 use crate::wire::session::{self, Packet, Session, Urgency};
 
@@ -26,8 +26,8 @@ const RECORDS_LEN_MAX: usize = 64 << 10;
 const RECORDS_MAX: usize = 8;
 /// The most bytes of records that leave with a packet, which delays them by no more than its eager part.
 const COALESCED_LEN_MAX: usize = 128;
-/// The most slices that are gathered at once.
-const SLICES_MAX: usize = 512;
+/// The most pieces that are gathered at once.
+const PIECES_MAX: usize = 512;
 /// The most messages that arrived out of order, and the most packets that arrived before their message.
 const EARLY_MAX: usize = 1024;
 
@@ -297,11 +297,11 @@ impl UcxState {
             bytes.extend_from_slice(&self.peer_key);
             bytes.extend_from_slice(&self.sent.to_le_bytes());
             let begin = bytes.len();
-            let mut slices: Vec<IoSlice<'_>> = Vec::with_capacity(16);
-            session.gather(&mut slices, SLICES_MAX);
-            for slice in &slices {
+            let mut pieces: Vec<RawBytes<'_>> = Vec::with_capacity(16);
+            session.gather(&mut pieces, PIECES_MAX);
+            for piece in &pieces {
                 let room = RECORDS_LEN_MAX - (bytes.len() - begin);
-                bytes.extend_from_slice(&slice[..slice.len().min(room)]);
+                piece.split_at(piece.len().min(room)).0.append_to(&mut bytes);
             }
             let records_len = bytes.len() - begin;
             session.wrote(records_len);

@@ -1,11 +1,10 @@
 //! The additional streams of a connection. Lanes carry chunks of data, the main stream carries records as
 //! well.
 
-use std::io::IoSlice;
-
 use super::decoder::{Decoder, Reading};
 use super::{Closing, Session};
 use crate::error::{Error, Result};
+use crate::memory::RawBytes;
 use crate::wire::chunked_sends::{ChunkedSends, NextChunk};
 use crate::wire::chunks::{CHUNK_LEN, Chunk};
 use crate::wire::one_sided::OneSided;
@@ -81,13 +80,14 @@ impl Session {
             return self;
         }
         let checked = self.decoder.check.is_on();
-        self.send_queue = SendQueue::new(checked, true);
+        let send_queue = || SendQueue::new(checked.then(|| self.sends.copied.clone()), true);
+        self.send_queue = send_queue();
         self.receives.stripe(CHUNK_LEN);
         self.one_sided.stripe(CHUNK_LEN);
         self.lanes = Some(Box::new(Lanes {
             decoders: (0..lanes).map(|_| Decoder::new(checked)).collect(),
             senders: (0..lanes)
-                .map(|_| LaneSender { send_queue: SendQueue::new(checked, true), close_queued: false })
+                .map(|_| LaneSender { send_queue: send_queue(), close_queued: false })
                 .collect(),
             chunked_sends: ChunkedSends::new(CHUNK_LEN, false),
             next_stream: 0,
@@ -116,15 +116,15 @@ impl Session {
     pub(crate) fn lane_gather<'a>(
         &'a mut self,
         stream: usize,
-        slices: &mut Vec<IoSlice<'a>>,
-        slices_max: usize,
+        pieces: &mut Vec<RawBytes<'a>>,
+        pieces_max: usize,
     ) {
         let is_empty = |lanes: &Lanes| lanes.senders[stream - 1].send_queue.is_empty();
         if self.lanes.as_deref().is_some_and(is_empty) && !self.chunk_to(stream) {
             self.queue_lane_close(stream);
         }
         if let Some(lanes) = &self.lanes {
-            lanes.senders[stream - 1].send_queue.gather(slices, slices_max);
+            lanes.senders[stream - 1].send_queue.gather(pieces, pieces_max);
         }
     }
 

@@ -128,7 +128,7 @@ impl Session {
         }
         let packets = self.packets.as_mut()?;
         self.data_queue.drain(..).for_each(|data| packets.chunked_sends.push(data));
-        let NextChunk { chunked_send, transfer, offset, bytes, is_last } =
+        let NextChunk { chunked_send, transfer, offset, mut bytes, is_last } =
             packets.chunked_sends.next_large()?;
         if is_last && matches!(transfer, Transfer::Get(_)) {
             // The peer may receive it and send another request before this end is told that the packet has
@@ -137,7 +137,11 @@ impl Session {
         }
         packets.handed_out += 1;
         packets.leaving += 1;
-        let head = head_of(transfer, offset, &bytes, self.decoder.check.is_on());
+        let checked = self.decoder.check.is_on();
+        if checked {
+            integrity::copy_foreign(&mut bytes, &self.sends.copied);
+        }
+        let head = head_of(transfer, offset, &bytes, checked);
         Some(Packet { head, bytes, transfer, chunked_send })
     }
 

@@ -40,6 +40,11 @@ pub(super) fn pair(len: usize) -> (Ring, Ring, Arc<Heap>) {
 }
 
 impl Ring {
+    /// Writes `bytes`, which must not exceed what is writable.
+    pub(super) fn put(&mut self, bytes: &[u8]) {
+        self.copy_in(bytes.into());
+    }
+
     /// Reads all bytes known to be readable, at most `count`.
     pub(super) fn take(&mut self, count: usize) -> Vec<u8> {
         let mut into = vec![MaybeUninit::uninit(); count.min(self.unread())];

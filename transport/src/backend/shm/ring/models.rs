@@ -46,7 +46,7 @@ impl RingEnd {
                 continue;
             }
             let (now, later) = bytes.split_at(room.min(len).min(bytes.len()));
-            self.ring.copy_in(now);
+            self.ring.put(now);
             if self.ring.publish() {
                 self.peers.notify();
             }
@@ -85,7 +85,7 @@ fn readable_bytes_are_whole_and_in_order() {
         let writer = thread::spawn(move || {
             for message in [[1, 2], [3, 4], [5, 6]] {
                 if one.writable(2).unwrap() >= 2 {
-                    one.copy_in(&message);
+                    one.put(&message);
                     assert!(!one.publish());
                 }
             }

@@ -9,6 +9,7 @@ pub(super) use real::*;
 #[cfg(not(towline_loom))]
 mod real {
     use std::mem::MaybeUninit;
+    use std::ptr;
 
     pub(in super::super) use std::cell::UnsafeCell;
     pub(in super::super) use std::sync::atomic::{AtomicU64, Ordering, fence};
@@ -26,17 +27,19 @@ mod real {
         fence(Ordering::SeqCst);
     }
 
-    use crate::memory::foreign;
+    use crate::memory::{RawBytes, foreign};
 
     /// Copies `from` to memory that only this process writes.
     ///
     /// # Safety
     ///
     /// The bytes are writable during the call, and nothing else in this process accesses them meanwhile.
-    pub(in super::super) unsafe fn store(from: &[u8], to: *const UnsafeCell<u8>) {
+    #[inline]
+    pub(in super::super) unsafe fn store(from: RawBytes<'_>, to: *const UnsafeCell<u8>) {
+        let to = ptr::slice_from_raw_parts_mut(to.cast_mut().cast::<MaybeUninit<u8>>(), from.len());
         // SAFETY: guaranteed by the caller: writable, accessed by nothing else here (M9), hence no part of
         // `from`.
-        unsafe { to.cast_mut().cast::<u8>().copy_from_nonoverlapping(from.as_ptr(), from.len()) }
+        from.copy_to(unsafe { &mut *to });
     }
 
     /// Copies from memory that another process may write at any time.
@@ -57,6 +60,8 @@ mod modelled {
     pub(in super::super) use loom::cell::UnsafeCell;
     pub(in super::super) use loom::sync::atomic::{AtomicU64, Ordering, fence};
 
+    use crate::memory::RawBytes;
+
     /// The model of the real one.
     pub(in super::super) fn full_fence() {
         fence(Ordering::SeqCst);
@@ -68,8 +73,10 @@ mod modelled {
     /// # Safety
     ///
     /// There are as many cells from `to` on as bytes.
-    pub(in super::super) unsafe fn store(from: &[u8], to: *const UnsafeCell<u8>) {
-        for (at, byte) in from.iter().enumerate() {
+    pub(in super::super) unsafe fn store(from: RawBytes<'_>, to: *const UnsafeCell<u8>) {
+        let mut bytes = Vec::new();
+        from.append_to(&mut bytes);
+        for (at, byte) in bytes.iter().enumerate() {
             // SAFETY: guaranteed by the caller: the cell exists (M1).
             let cell = unsafe { &*to.add(at) };
             cell.with_mut(|to| {

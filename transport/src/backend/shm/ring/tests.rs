@@ -27,7 +27,7 @@ fn bytes(from: usize, count: usize) -> Vec<u8> {
 fn carry(from: &mut Ring, to: &mut Ring, count: usize) {
     let sent = bytes(from.written as usize, count);
     assert!(from.writable(count).unwrap() >= count);
-    from.copy_in(&sent);
+    from.put(&sent);
     assert!(!from.publish(), "neither end is armed");
     assert_eq!(to.readable(count).unwrap(), count);
     assert_eq!(to.take(count), sent);
@@ -61,7 +61,7 @@ fn counters_wrap_around() {
     (one.written, one.published, one.taken) = (late, late, late);
     (other.arrived, other.read, other.released) = (late, late, late);
     peer.header.consumed.0.store(late, Relaxed);
-    one.copy_in(&bytes(0, LEN));
+    one.put(&bytes(0, LEN));
     assert!(!one.publish());
     assert_eq!((one.writable(1).unwrap(), other.readable(1).unwrap()), (0, LEN));
     assert_eq!(other.take(LEN), bytes(0, LEN));
@@ -73,17 +73,17 @@ fn counters_wrap_around() {
 fn a_ring_holds_its_length_and_no_more() {
     let (mut one, mut other, _) = pair(LEN);
     assert_eq!(one.writable(LEN + 1).unwrap(), LEN);
-    one.copy_in(&bytes(0, LEN - 1));
+    one.put(&bytes(0, LEN - 1));
     assert_eq!(one.writable(LEN).unwrap(), 1);
     assert_eq!(other.readable(1).unwrap(), 0, "nothing is published");
-    one.copy_in(&[byte(LEN - 1)]);
+    one.put(&[byte(LEN - 1)]);
     assert!(!one.publish());
     assert_eq!((one.writable(1).unwrap(), other.readable(1).unwrap()), (0, LEN));
     assert_eq!(other.take(10), bytes(0, 10));
     assert_eq!(one.writable(1).unwrap(), 0, "nothing is released");
     assert!(!other.release());
     assert_eq!(one.writable(1).unwrap(), 10);
-    one.copy_in(&bytes(LEN, 10));
+    one.put(&bytes(LEN, 10));
     assert!(!one.publish());
     assert_eq!(other.take(LEN), bytes(10, LEN - 10), "what was known of");
     assert_eq!(other.readable(1).unwrap(), 10);
@@ -93,7 +93,7 @@ fn a_ring_holds_its_length_and_no_more() {
 #[test]
 #[should_panic(expected = "more than is writable")]
 fn writing_beyond_the_room_is_a_bug() {
-    pair(LEN).0.copy_in(&[0; LEN + 1]);
+    pair(LEN).0.put(&[0; LEN + 1]);
 }
 
 #[test]
@@ -106,14 +106,14 @@ fn reading_beyond_the_data_is_a_bug() {
 /// bytes of the peer's, has read 20 of them and released 10.
 fn mid_stream() -> (Ring, Arc<Heap>) {
     let (mut one, mut other, peer) = pair(LEN);
-    one.copy_in(&bytes(0, 30));
+    one.put(&bytes(0, 30));
     assert!(!one.publish());
-    one.copy_in(&bytes(30, 10));
+    one.put(&bytes(30, 10));
     assert_eq!(other.readable(1).unwrap(), 30);
     other.take(5);
     assert!(!other.release());
     assert_eq!(one.writable(LEN).unwrap(), LEN - 35);
-    other.copy_in(&bytes(0, 50));
+    other.put(&bytes(0, 50));
     assert!(!other.publish());
     assert_eq!(one.readable(1).unwrap(), 50);
     one.take(10);
@@ -178,7 +178,7 @@ fn peer_counters_are_loaded_only_when_cached_ones_are_insufficient() {
 fn an_armed_end_is_rung_once_for_what_it_armed() {
     let (mut one, mut other, _) = pair(LEN);
     let write = |ring: &mut Ring| {
-        ring.copy_in(&[7]);
+        ring.put(&[7]);
         ring.publish()
     };
     assert!(!write(&mut one), "it is awake");
@@ -251,7 +251,7 @@ fn stream(mut ring: Ring, own: &TestDoorbell, peers: &TestDoorbell, total: usize
     while written < total || read < total {
         size = (size * 5 + 3) % 1021;
         let room = ring.writable(size + 1).unwrap().min(size + 1).min(total - written);
-        ring.copy_in(&bytes(written, room));
+        ring.put(&bytes(written, room));
         written += room;
         peers.ring(ring.publish());
         ring.readable(size + 1).unwrap();
