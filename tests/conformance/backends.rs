@@ -87,7 +87,7 @@ pub(crate) const ROWS: &[Row] = &[
         caps: TCP,
         environment: None,
         // Every route of payload.
-        only: Some(&["messages", "destinations", "one_sided", "mixed", "copies"]),
+        only: Some(&["messages", "destinations", "one_sided", "mixed", "copies", "foreign"]),
         but: &[],
     },
     Row {
@@ -115,7 +115,7 @@ pub(crate) const ROWS: &[Row] = &[
         caps: TCP,
         environment: None,
         // Every route of payload, and how a stream ends.
-        only: Some(&["messages", "destinations", "one_sided", "mixed", "ending", "streams"]),
+        only: Some(&["messages", "destinations", "one_sided", "mixed", "ending", "streams", "foreign"]),
         but: &[],
     },
     Row {
@@ -189,7 +189,7 @@ const UCX_OLDER_TCP_BUT: &[&str] = &[
     "establishing::an_acceptor_stopped_at_any_step_leaks_nothing_at_its_peer",
 ];
 const UCX_AGAIN: &[&str] =
-    &["messages", "destinations", "one_sided", "mixed", "ending", "processes", "deaths"];
+    &["messages", "destinations", "one_sided", "mixed", "ending", "processes", "deaths", "foreign"];
 
 /// Two connected ends, with their endpoints.
 pub(crate) struct Pair {

@@ -30,6 +30,7 @@ mod faults;
 mod fetching;
 mod floods;
 mod flow;
+mod foreign;
 mod fork;
 mod forward;
 mod handshake;
@@ -82,6 +83,7 @@ const GROUPS: &[&[Claims]] = &[
     one_sided::CASES,
     places::CASES,
     copies::CASES,
+    foreign::CASES,
     arena::CASES,
     forward::CASES,
     bounce_copies::CASES,

@@ -13,6 +13,7 @@ use towline::backend::{
     Opening, Operation, Probe, Role,
 };
 use towline::environment::Environment;
+use towline::memory::Access;
 use towline::{Address, Buffer, BufferMut, Caps, EAGER_LEN_MAX, Error, ErrorKind, Message, Result};
 
 /// It has the name `mem`, for the scheme and the reach of mem.
@@ -214,7 +215,7 @@ fn announce(ends: &mut [End; 2], side: usize) {
         let table = message.memory().table().collect();
         let (arrival, kept) = if message.memory().payload_len() < EAGER_LEN_MAX {
             release(Some(message));
-            (Arrival::Complete(frames), None)
+            (Arrival::Complete(frames.into_iter().map(private).collect()), None)
         } else {
             (Arrival::AtSender, Some(message))
         };
@@ -224,6 +225,14 @@ fn announce(ends: &mut [End; 2], side: usize) {
             Some(inbox) => inbox.announce(announced),
             None => theirs.unannounced.push(announced),
         }
+    }
+}
+
+/// Returns memory that only this process writes.
+fn private(frame: Buffer) -> Buffer {
+    match frame.access() {
+        Access::Foreign => frame.to_vec().unwrap().into(),
+        _ => frame,
     }
 }
 

@@ -1,11 +1,12 @@
-//! Shared parts of Towline's tests: memory that behaves like a device's, memory that runs out or faults,
-//! certificates, forked children, waiting with a limit, this process's resource usage, tasks that stop, the
-//! installed UCX libraries and endpoints over them, an echo server, the messages of a hostile peer, and
-//! requirements that a machine may lack.
+//! Shared parts of Towline's tests: memory that behaves like a device's, memory that others write, memory that
+//! runs out or faults, certificates, forked children, waiting with a limit, this process's resource usage, tasks
+//! that stop, the installed UCX libraries and endpoints over them, an echo server, the messages of a hostile
+//! peer, and requirements that a machine may lack.
 
 pub mod certificates;
 pub mod echoing;
 pub mod faulting;
+pub mod foreign;
 pub mod forked;
 pub mod guarded;
 pub mod libraries;

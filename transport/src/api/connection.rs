@@ -290,7 +290,7 @@ impl Connection {
     /// # Errors
     /// `Unsupported` if this link has no one-sided operations, or the buffer is not in host memory.
     pub fn expose(&self, buffer: Buffer, lifetime: Duration) -> Result<Region<Buffer>, Failed<Buffer>> {
-        if let Err(error) = self.core().check_one_sided(buffer.as_slice().is_some()) {
+        if let Err(error) = self.core().check_one_sided(buffer.is_readable()) {
             return Err(Failed { error, returned: buffer });
         }
         Ok(self.core().regions.expose(buffer, lifetime))
@@ -348,7 +348,7 @@ impl Connection {
     pub async fn put(&self, region: &RemoteRegion, offset: u64, from: Buffer) -> Result<(), Failed<Buffer>> {
         let core = self.core();
         let fine = core
-            .check_one_sided(from.is_empty() || from.as_slice().is_some())
+            .check_one_sided(from.is_empty() || from.is_readable())
             .and_then(|()| region.check(RegionAccess::Write, offset, from.len() as u64));
         if let Err(error) = fine {
             return Err(Failed { error: core.placed(error, "put"), returned: from });

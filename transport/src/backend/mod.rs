@@ -287,6 +287,9 @@ pub struct LinkContext {
 ///    operation fails. The connection then drops the link. A link alongside the handshake's stream may call
 ///    [`Inbox::drain`] first; the handshake then ends the link.
 /// 5. A receiver that acknowledges nothing bounds what the peer can have in flight.
+/// 6. Memory of [`Access::Foreign`](crate::memory::Access::Foreign) may change while it is sent. A link reads it
+///    by pointer, stages no copy, and never gives it to the receiver. A change affects the content of the
+///    payload alone: a checksum covers the bytes that leave, from one read.
 pub trait Link: Debug + Send + Sync + 'static {
     /// Returns the capabilities that this link guarantees.
     fn caps(&self) -> Caps;

@@ -95,7 +95,7 @@ impl Staging {
 
 /// Returns true if a link without [`Caps::ANY_PLACE`] can read the frame itself.
 fn is_readable(frame: &Buffer) -> bool {
-    frame.as_slice().is_some()
+    frame.is_readable()
 }
 
 /// Returns true if such a link can write to the buffer itself.

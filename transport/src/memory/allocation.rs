@@ -16,7 +16,12 @@ use crate::error::{Error, ErrorKind, Result};
 pub enum Access {
     /// Only this process can write, through its one writable handle: slices may be formed.
     Owned,
-    /// The CPU can read, but other processes may write at any time: only pointers and copies are allowed.
+    /// The CPU can read, but others may write at any time: other processes, devices, or code of this process
+    /// such as an interpreter's. Only pointers and copies are allowed.
+    ///
+    /// Such memory is sent without being staged: a link reads it while it sends. If it is written meanwhile,
+    /// the peer gets any mixture of the old and the new bytes, and nothing else differs. The receiver never
+    /// gets the memory itself, not even within one process.
     Foreign,
     /// The CPU cannot load or store there: only `copy_out` and `copy_in` reach the bytes.
     Remote,
@@ -37,9 +42,10 @@ pub enum Access {
 /// `base..base + len` stays allocated at that address, from any thread (M1). The value is the memory's only
 /// owner. Where it is [`writable`](Self::writable), nothing in this process reads or writes the memory except
 /// through handles of this value (M2). Where it is not, nothing in this process writes the memory.
-/// [`Access::Owned`] promises the same for every other process and device. [`Access::Owned`] and
-/// [`Access::Foreign`] both promise that the CPU can load from the memory, and can store to it where it is
-/// writable. A successful [`copy_out`](Self::copy_out) has initialised all of its destination. Neither copy
+/// [`Access::Owned`] promises the same for every other process and device. [`Access::Foreign`] promises less:
+/// others may share, read and write the memory at any time, and Rust code of this process does so by atomic
+/// accesses alone (M5).
+/// Both promise that the CPU can load from the memory, and can store to it where it is writable. A successful [`copy_out`](Self::copy_out) has initialised all of its destination. Neither copy
 /// touches anything beyond the given range and slice.
 pub unsafe trait Allocation: Any + Debug + Send + Sync {
     /// Returns the address of the first byte.

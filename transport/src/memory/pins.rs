@@ -69,7 +69,8 @@ impl<T: Send + 'static> Pins<T> {
     /// # Safety
     ///
     /// Until `owner` is dropped, `base..base + len` stays allocated at that address and readable by the CPU,
-    /// from any thread (M1). `len` is at most `isize::MAX`, and all bytes are initialised (M4).
+    /// from any thread (M1). `len` is at most `isize::MAX`, and all bytes are initialised (M4). Rust code of this
+    /// process writes them by atomic accesses alone (M5).
     pub unsafe fn pin(&self, base: NonNull<u8>, len: usize, owner: T) -> Buffer {
         let pinned = Pinned { base, len, owner: Mutex::new(Some(owner)), pins: self.0.clone() };
         self.0.bytes.fetch_add(len as u64, Ordering::Relaxed);

@@ -36,8 +36,13 @@ impl Buffer {
 
     /// Becomes a private copy of itself if others may write its bytes and they are ready. Returns the number of
     /// bytes copied.
+    #[inline]
     pub(crate) fn copy_if_foreign(&mut self) -> usize {
-        let Some(bytes) = self.raw_bytes().filter(|bytes| bytes.access == Access::Foreign) else { return 0 };
+        if self.access() == Access::Foreign { self.copy_privately() } else { 0 }
+    }
+
+    fn copy_privately(&mut self) -> usize {
+        let Some(bytes) = self.raw_bytes() else { return 0 };
         let mut copy = Vec::with_capacity(bytes.len());
         bytes.append_to(&mut copy);
         *self = Self::from(copy);

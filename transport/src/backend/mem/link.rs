@@ -9,7 +9,9 @@ use crate::backend::{
     Announced, Arrival, Caps, Delivery, Done, Inbox, Link, LinkStats, Message, Op, Operation, Regions,
 };
 use crate::error::{Error, ErrorKind, Result};
+use crate::memory::{Access, Buffer, BufferMut};
 use crate::platform::mutex::Mutex;
+use crate::transfer::message::EAGER_LEN_MAX;
 use crate::wire::credit::WINDOW;
 
 /// The state of both ends.
@@ -34,6 +36,8 @@ struct EndState {
     queued: VecDeque<(Operation<Message>, Done<Delivery>, bool)>,
     /// Messages announced to the peer and not yet acknowledged.
     unacked: HashMap<u64, Done<Delivery>>,
+    /// Those whose payload has not left this end; `None` while the peer copies it.
+    at_sender: HashMap<u64, Option<Operation<Message>>>,
     next_id: u64,
     closing: Vec<Done<()>>,
     ended: Option<Error>,
@@ -91,10 +95,14 @@ impl Link for MemLink {
                 }
             }
             Op::Ack { id, delivery, .. } => {
-                let receipt = ends[1 - *me].unacked.remove(&id);
+                let peer = &mut ends[1 - *me];
+                let (receipt, rejected) = (peer.unacked.remove(&id), peer.at_sender.remove(&id).flatten());
                 proceed(ends, 1 - *me);
                 if let Some(receipt) = receipt {
                     receipt.resolve(Ok(delivery));
+                }
+                if let Some(message) = rejected {
+                    message.finish(drop);
                 }
             }
             Op::Get { region, offset, mut into } => {
@@ -122,13 +130,7 @@ impl Link for MemLink {
                 ends[*me].closing.push(done);
                 proceed(ends, *me);
             }
-            Op::Accept { destinations, .. } => {
-                drop(ends);
-                destinations.fail(Error::new(
-                    ErrorKind::Invalid,
-                    "messages of this link arrive whole and need no accept",
-                ));
-            }
+            Op::Accept { id, destinations } => accept(pair, *me, ends, id, destinations),
             Op::Expect { .. } => {}
         }
     }
@@ -159,24 +161,83 @@ fn announce(ends: &mut [EndState; 2], me: usize) -> bool {
         let Some((message, receipt, ack_now)) = mine.queued.pop_front() else { break };
         let id = mine.next_id;
         mine.next_id += 1;
-        mine.unacked.insert(id, receipt);
-        message.finish(|message| {
-            let table = message.table().collect();
-            let (header, frames) = message.into_parts();
-            let announced =
-                Announced { id, header, frames: table, arrival: Arrival::Complete(frames), ack_now };
+        let mut to_peer = |header, frames, arrival| {
+            let announced = Announced { id, header, frames, arrival, ack_now };
             match &theirs.attached {
                 Some((inbox, _)) => inbox.announce(announced),
                 None => theirs.early.push(announced),
             }
+        };
+        mine.unacked.insert(id, receipt);
+        let table = message.memory().table().collect();
+        if stays_at_sender(message.memory()) {
+            to_peer(message.memory().header().clone(), table, Arrival::AtSender);
+            mine.at_sender.insert(id, Some(message));
+            continue;
+        }
+        message.finish(|message| {
+            let (header, mut frames) = message.into_parts();
+            let copied: usize = frames.iter_mut().map(Buffer::copy_if_foreign).sum();
+            mine.stats.bytes_copied += copied as u64;
+            to_peer(header, table, Arrival::Complete(frames));
         });
     }
     mine.queued.is_empty()
 }
 
+/// Returns true if the payload stays in the sender's memory until the receiver accepts it. The receiver must
+/// not get memory that others write, and a longer copy must not be made under the lock.
+fn stays_at_sender(message: &Message) -> bool {
+    let mut foreign = message.frames().iter().filter(|frame| frame.access() == Access::Foreign);
+    foreign.any(|frame| !frame.is_readable() || message.payload_len() >= EAGER_LEN_MAX)
+}
+
+/// Copies the payload of a message that stayed at the peer into `destinations`, without the lock.
+fn accept(
+    pair: &Pair,
+    me: usize,
+    mut ends: MutexGuard<'_, [EndState; 2]>,
+    id: u64,
+    mut destinations: Operation<Vec<Option<BufferMut>>, Vec<Buffer>>,
+) {
+    let Some(message) = ends[1 - me].at_sender.get_mut(&id).and_then(Option::take) else {
+        drop(ends);
+        return destinations.fail(Error::new(ErrorKind::Invalid, "no such message waits for an accept"));
+    };
+    drop(ends);
+    let mut filled = Ok(0);
+    for (destination, frame) in destinations.memory_mut().iter_mut().zip(message.memory().frames()) {
+        if let (Some(destination), Ok(len)) = (destination, &filled) {
+            let len = len + frame.len() as u64;
+            filled = destination.fill_from(frame).map(|()| len);
+        }
+    }
+    let mut ends = pair.lock();
+    ends[1 - me].at_sender.remove(&id);
+    match filled {
+        Ok(len) => {
+            ends[me].stats.bytes_copied += len;
+            let receipt = ends[1 - me].unacked.remove(&id);
+            proceed(ends, 1 - me);
+            message.finish(drop);
+            if let Some(receipt) = receipt {
+                receipt.resolve(Ok(Delivery::Delivered));
+            }
+            let frozen = |buffer: Option<BufferMut>| buffer.map(BufferMut::freeze).unwrap_or_default();
+            destinations.finish(|buffers| buffers.into_iter().map(frozen).collect());
+        }
+        Err(error) => {
+            // The receiver will reject the message.
+            drop(ends);
+            message.finish(drop);
+            destinations.fail(error);
+        }
+    }
+}
+
 /// Sends what credit allows. Ends the pair once everything submitted before a close has left.
 fn proceed(mut ends: MutexGuard<'_, [EndState; 2]>, me: usize) {
-    if !announce(&mut ends, me) {
+    if !announce(&mut ends, me) || !ends[me].at_sender.is_empty() {
         return;
     }
     let closing = std::mem::take(&mut ends[me].closing);
@@ -201,16 +262,20 @@ fn end(mut ends: MutexGuard<'_, [EndState; 2]>, me: usize, mine: Error, theirs: 
         if let Some((inbox, _)) = &end.attached {
             inbox.end(why.clone());
         }
-        let queued = std::mem::take(&mut end.queued);
-        failed.push((why, queued, std::mem::take(&mut end.unacked), std::mem::take(&mut end.closing)));
+        let (queued, at_sender) = (std::mem::take(&mut end.queued), std::mem::take(&mut end.at_sender));
+        let (unacked, closing) = (std::mem::take(&mut end.unacked), std::mem::take(&mut end.closing));
+        failed.push((why, queued, at_sender, unacked, closing));
     }
     drop(ends);
-    for (why, queued, unacked, closing) in failed {
+    for (why, queued, at_sender, unacked, closing) in failed {
         for (message, receipt, ack_now) in queued {
             Op::Send { message, receipt, ack_now, more: false }.fail(why.clone());
         }
         for receipt in unacked.into_values() {
             receipt.resolve(Err(why.clone()));
+        }
+        for message in at_sender.into_values().flatten() {
+            message.fail(why.clone());
         }
         for done in closing {
             done.resolve(Err(why.clone()));
