@@ -1,8 +1,6 @@
 //! Connections.
 
-use std::collections::VecDeque;
 use std::net::SocketAddr;
-use std::sync::{Arc, Mutex, PoisonError};
 
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
@@ -11,6 +9,7 @@ use towline::{Message, Prefetch, Result};
 use crate::error::{OrRaise, exception};
 use crate::event_loop::{EventLoop, Outcome};
 use crate::message::{self, Form};
+use crate::unclaimed::Unclaimed;
 
 /// A connection to one peer.
 #[pyclass(frozen, module = "towline._towline", weakref)]
@@ -19,15 +18,12 @@ pub(crate) struct Connection {
     connection: towline::Connection,
     endpoint: towline::Endpoint,
     /// Messages that were received for a call that was cancelled at that moment.
-    untaken: Untaken,
+    unclaimed: Unclaimed<Message>,
 }
-
-/// Messages for the next calls of `recv`, oldest first.
-pub(crate) type Untaken = Arc<Mutex<VecDeque<Message>>>;
 
 impl Connection {
     pub(crate) fn new(endpoint: towline::Endpoint, connection: towline::Connection) -> Self {
-        Self { connection, endpoint, untaken: Untaken::default() }
+        Self { connection, endpoint, unclaimed: Unclaimed::default() }
     }
 
     /// Receives the next message. If the driver has received it already, a poll on the event loop moves no
@@ -38,14 +34,13 @@ impl Connection {
         event_loop: &EventLoop,
         form: Form,
     ) -> PyResult<Bound<'py, PyAny>> {
-        let untaken = self.untaken.lock().unwrap_or_else(PoisonError::into_inner).pop_front();
-        if let Some(message) = untaken {
+        if let Some(message) = self.unclaimed.pop() {
             return form.object(py, message);
         }
-        let (connection, untaken) = (self.connection.clone(), self.untaken.clone());
+        let (connection, unclaimed) = (self.connection.clone(), self.unclaimed.clone());
         event_loop.watch(py, async move {
-            let message = connection.recv().await?;
-            Ok(Outcome::Received(message, form, untaken))
+            let message = unclaimed.next(connection.recv()).await?;
+            Ok(Outcome::Received(message, form))
         })
     }
 

@@ -9,6 +9,7 @@ use towline::{Address, Pool, Token, Wait};
 
 use crate::error::OrRaise;
 use crate::event_loop::{EventLoop, Outcome};
+use crate::unclaimed::Unclaimed;
 use crate::view::View;
 
 /// The entry point of a process.
@@ -22,6 +23,8 @@ pub(crate) struct Endpoint(towline::Endpoint);
 pub(crate) struct Listener {
     listener: Arc<towline::Listener>,
     endpoint: towline::Endpoint,
+    /// Connections that were accepted for a call that was cancelled at that moment.
+    unclaimed: Unclaimed<towline::Connection>,
     #[pyo3(get)]
     address: String,
 }
@@ -164,22 +167,26 @@ impl Endpoint {
 impl Listener {
     pub(crate) fn new(endpoint: towline::Endpoint, listener: towline::Listener) -> Self {
         let address = listener.address().to_string();
-        Self { listener: Arc::new(listener), endpoint, address }
+        Self { listener: Arc::new(listener), endpoint, unclaimed: Unclaimed::default(), address }
     }
 }
 
 #[pymethods]
 impl Listener {
     fn accept<'py>(&self, py: Python<'py>, event_loop: &EventLoop) -> PyResult<Bound<'py, PyAny>> {
-        let (listener, endpoint) = (self.listener.clone(), self.endpoint.clone());
+        let (listener, endpoint, unclaimed) =
+            (self.listener.clone(), self.endpoint.clone(), self.unclaimed.clone());
         event_loop.watch(py, async move {
-            let connection = listener.accept().await?;
-            Ok(Outcome::Connected(endpoint, connection))
+            let connection = unclaimed.next(listener.accept()).await?;
+            Ok(Outcome::Accepted(endpoint, connection))
         })
     }
 
     fn close(&self, py: Python<'_>) {
         py.detach(|| self.listener.close());
+        while let Some(connection) = self.unclaimed.pop() {
+            py.detach(|| connection.abort());
+        }
     }
 }
 

@@ -6,46 +6,52 @@ use std::os::fd::{AsFd, AsRawFd};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use pyo3::exceptions::PyRuntimeError;
 use pyo3::gc::{PyTraverseError, PyVisit};
 use pyo3::prelude::*;
 use towline::memory::Pins;
 use towline::{CompletionQueue, Result};
 
-use crate::connection::{Connection, Untaken};
+use crate::connection::Connection;
 use crate::endpoint::Listener;
 use crate::error::{OrRaise, exception};
 use crate::message::Form;
-use crate::view::PinnedView;
+use crate::unclaimed::Claim;
+use crate::view::{PinnedView, release_orphans};
 
 /// What an operation ends with.
 pub(crate) enum Outcome {
     Nothing,
     Connected(towline::Endpoint, towline::Connection),
+    Accepted(towline::Endpoint, Claim<towline::Connection>),
     Listening(towline::Endpoint, towline::Listener),
-    Received(towline::Message, Form, Untaken),
+    Received(Claim<towline::Message>, Form),
     Text(String),
 }
 
 /// The calls of one asyncio loop.
 ///
 /// The loop watches the descriptor (`fileno`) and calls `advance` when it is readable.
-#[pyclass(frozen, module = "towline", weakref)]
+#[pyclass(frozen, module = "towline._towline", weakref)]
 pub(crate) struct EventLoop {
     queue: CompletionQueue<Outcome>,
     pub(crate) pins: Pins<PinnedView>,
     /// The asyncio loop, which holds this object by its callback. `None` once the collector broke that cycle.
     event_loop: Mutex<Option<Py<PyAny>>>,
-    futures: Mutex<HashMap<u64, Py<PyAny>>>,
+    calls: Mutex<HashMap<u64, Py<Pending>>>,
     last: AtomicU64,
 }
 
-/// A call in progress: the asyncio future of its result, and the key that cancels it.
-#[pyclass(frozen, module = "towline")]
+/// A call in progress. Its asyncio future ends with the call: with `None`, or with its exception.
+///
+/// The value is taken apart from the future: a task may be cancelled after the future has ended and before the
+/// task runs, and the value must not be lost then.
+#[pyclass(frozen, module = "towline._towline", weakref)]
 pub(crate) struct Pending {
-    #[pyo3(get)]
     key: u64,
     #[pyo3(get)]
     future: Py<PyAny>,
+    outcome: Mutex<Option<Outcome>>,
 }
 
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -62,7 +68,7 @@ impl EventLoop {
             queue,
             pins,
             event_loop: Mutex::new(Some(event_loop)),
-            futures: Mutex::default(),
+            calls: Mutex::default(),
             last: AtomicU64::new(0),
         })
     }
@@ -74,29 +80,22 @@ impl EventLoop {
     /// Releases objects that were sent, and sets the futures of calls that have ended.
     fn advance(&self, py: Python<'_>) -> PyResult<()> {
         self.release(py);
+        let mut first_error = Ok(());
         for (key, result) in self.queue.drain() {
-            let Some(future) = lock(&self.futures).remove(&key) else { continue };
-            let future = future.bind(py);
-            if future.call_method0("done")?.is_truthy()? {
-                // It was cancelled, and its task has not come to cancel the call yet.
-                if let Ok(Outcome::Received(message, _, untaken)) = result {
-                    lock(&untaken).push_back(message);
-                }
-                continue;
-            }
-            match object(py, result) {
-                Ok(value) => future.call_method1("set_result", (value,))?,
-                Err(error) => future.call_method1("set_exception", (error.into_value(py),))?,
-            };
+            let Some(call) = lock(&self.calls).remove(&key) else { continue };
+            // An error of one call must not lose the results of the others.
+            let ended = call.get().end(py, result);
+            first_error = first_error.and(ended);
         }
-        Ok(())
+        first_error
     }
 
-    /// Drops a call, as if it were never awaited.
-    fn cancel(&self, py: Python<'_>, key: u64) {
-        let future = lock(&self.futures).remove(&key);
-        py.detach(|| self.queue.cancel(key));
-        drop(future);
+    /// Drops a call, as if it were never awaited. A message that it received is there for the next call.
+    fn cancel(&self, py: Python<'_>, call: &Pending) {
+        let entry = lock(&self.calls).remove(&call.key);
+        py.detach(|| self.queue.cancel(call.key));
+        let outcome = lock(&call.outcome).take();
+        drop((entry, outcome));
     }
 
     /// The number of calls in progress.
@@ -114,16 +113,51 @@ impl EventLoop {
         if let Ok(event_loop) = self.event_loop.try_lock() {
             visit.call(&*event_loop)?;
         }
-        if let Ok(futures) = self.futures.try_lock() {
-            futures.values().try_for_each(|future| visit.call(future))?;
+        if let Ok(calls) = self.calls.try_lock() {
+            calls.values().try_for_each(|call| visit.call(call))?;
         }
         Ok(())
     }
 
     fn __clear__(&self) {
         let event_loop = lock(&self.event_loop).take();
-        let futures = std::mem::take(&mut *lock(&self.futures));
-        drop((event_loop, futures));
+        let calls = std::mem::take(&mut *lock(&self.calls));
+        drop((event_loop, calls));
+    }
+}
+
+#[pymethods]
+impl Pending {
+    /// Returns the value of the call, once, after its future has ended.
+    fn take<'py>(&self, py: Python<'py>) -> PyResult<Bound<'py, PyAny>> {
+        match lock(&self.outcome).take() {
+            Some(outcome) => object(py, Ok(outcome)),
+            None => Err(PyRuntimeError::new_err("the call has not ended, or its value was taken")),
+        }
+    }
+
+    fn __traverse__(&self, visit: PyVisit<'_>) -> Result<(), PyTraverseError> {
+        visit.call(&self.future)
+    }
+}
+
+impl Pending {
+    /// Ends the future. Nothing happens if it was cancelled: its task has not come to cancel the call yet.
+    fn end(&self, py: Python<'_>, result: Result<Outcome>) -> PyResult<()> {
+        let future = self.future.bind(py);
+        if future.call_method0("done")?.is_truthy()? {
+            return Ok(());
+        }
+        match result {
+            Ok(outcome) => {
+                *lock(&self.outcome) = Some(outcome);
+                future.call_method1("set_result", (py.None(),))?;
+            }
+            Err(error) => {
+                future.call_method1("set_exception", (exception(py, &error).into_value(py),))?;
+            }
+        }
+        Ok(())
     }
 }
 
@@ -152,6 +186,7 @@ impl EventLoop {
     /// Releases the objects whose bytes have been sent.
     pub(crate) fn release(&self, py: Python<'_>) {
         self.pins.take_released().into_iter().for_each(|view| view.release(py));
+        release_orphans(py);
     }
 
     fn key(&self) -> u64 {
@@ -168,12 +203,16 @@ impl EventLoop {
             return object(py, result);
         }
         // Results are taken by this very thread, so none can come before its future is here.
+        let call = self.call(py, key).inspect_err(|_| self.queue.cancel(key))?;
+        lock(&self.calls).insert(key, call.clone().unbind());
+        Ok(call.into_any())
+    }
+
+    fn call<'py>(&self, py: Python<'py>, key: u64) -> PyResult<Bound<'py, Pending>> {
         let event_loop = lock(&self.event_loop).as_ref().map(|event_loop| event_loop.clone_ref(py));
-        let event_loop =
-            event_loop.ok_or_else(|| pyo3::exceptions::PyRuntimeError::new_err("the loop is gone"))?;
+        let event_loop = event_loop.ok_or_else(|| PyRuntimeError::new_err("the loop is gone"))?;
         let future = event_loop.call_method0(py, "create_future")?;
-        lock(&self.futures).insert(key, future.clone_ref(py));
-        Ok(Bound::new(py, Pending { key, future })?.into_any())
+        Bound::new(py, Pending { key, future, outcome: Mutex::default() })
     }
 }
 
@@ -185,10 +224,18 @@ fn object(py: Python<'_>, result: Result<Outcome>) -> PyResult<Bound<'_, PyAny>>
         Outcome::Connected(endpoint, connection) => {
             Bound::new(py, Connection::new(endpoint, connection))?.into_any()
         }
+        Outcome::Accepted(endpoint, mut claim) => {
+            let connection = claim.take().ok_or_else(taken)?;
+            Bound::new(py, Connection::new(endpoint, connection))?.into_any()
+        }
         Outcome::Listening(endpoint, listener) => {
             Bound::new(py, Listener::new(endpoint, listener))?.into_any()
         }
-        Outcome::Received(message, form, _) => form.object(py, message)?,
+        Outcome::Received(mut claim, form) => form.object(py, claim.take().ok_or_else(taken)?)?,
         Outcome::Text(text) => text.into_pyobject(py)?.into_any(),
     })
+}
+
+fn taken() -> PyErr {
+    PyRuntimeError::new_err("the value was taken")
 }

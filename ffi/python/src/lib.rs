@@ -10,6 +10,7 @@ mod error;
 mod event_loop;
 mod frame;
 mod message;
+mod unclaimed;
 mod view;
 
 use std::ffi::OsString;

@@ -1,12 +1,15 @@
 //! Objects of Python's whose memory is sent: views by the buffer protocol.
 //!
 //! The invariant: a view is released by a thread that is attached to the interpreter. [`View`] proves it by its
-//! lifetime. [`PinnedView`] may be anywhere, and is leaked if nobody releases it.
+//! lifetime. [`PinnedView`] may be dropped anywhere, and is then kept until such a thread calls
+//! [`release_orphans`].
 
 #![expect(unsafe_code, reason = "the buffer protocol is one of pointers")]
 
 use std::mem::MaybeUninit;
 use std::ptr::{self, NonNull};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use pyo3::ffi;
 use pyo3::prelude::*;
@@ -21,10 +24,32 @@ pub(crate) struct View<'py> {
 }
 
 /// A view whose bytes an operation reads.
-pub(crate) struct PinnedView(Box<ffi::Py_buffer>);
+pub(crate) struct PinnedView(Option<Box<RawView>>);
 
-// SAFETY: other threads only move and leak it. A thread that is attached releases it (`release`).
-unsafe impl Send for PinnedView {}
+/// A filled view. It has the layout of its field. Dropping the memory releases nothing.
+#[repr(transparent)]
+struct RawView(ffi::Py_buffer);
+
+// SAFETY: other threads only move it. A thread that is attached releases it (`release`).
+unsafe impl Send for RawView {}
+
+/// Views that were dropped by other threads: the event loop that sent them was closed before they had left.
+static ORPHANS: Mutex<Vec<PinnedView>> = Mutex::new(Vec::new());
+static HAS_ORPHANS: AtomicBool = AtomicBool::new(false);
+
+/// Releases the views whose event loops are gone.
+pub(crate) fn release_orphans(attached: Python<'_>) {
+    if !HAS_ORPHANS.swap(false, Ordering::Acquire) {
+        return;
+    }
+    let orphans = ORPHANS.try_lock().map(|mut orphans| std::mem::take(&mut *orphans));
+    if orphans.is_err() {
+        HAS_ORPHANS.store(true, Ordering::Release);
+    }
+    for view in orphans.unwrap_or_default() {
+        view.release(attached);
+    }
+}
 
 impl<'py> View<'py> {
     /// Takes a view of `object`.
@@ -32,16 +57,17 @@ impl<'py> View<'py> {
     /// # Errors
     /// `TypeError` or `BufferError` if it has no contiguous bytes in host memory.
     pub(crate) fn of(object: &Bound<'py, PyAny>) -> PyResult<Self> {
-        let mut view = Box::new(MaybeUninit::<ffi::Py_buffer>::uninit());
+        // The view may point into itself, so it never moves.
+        let mut view = Box::new(MaybeUninit::<RawView>::uninit());
+        let filled = view.as_mut_ptr().cast();
         // SAFETY: both pointers are valid, and this thread is attached, as `object` proves.
-        let failed =
-            unsafe { ffi::PyObject_GetBuffer(object.as_ptr(), view.as_mut_ptr(), ffi::PyBUF_SIMPLE) };
+        let failed = unsafe { ffi::PyObject_GetBuffer(object.as_ptr(), filled, ffi::PyBUF_SIMPLE) };
         if failed != 0 {
             return Err(PyErr::fetch(object.py()));
         }
         // SAFETY: the call succeeded, so it filled the view.
         let view = unsafe { view.assume_init() };
-        Ok(Self { view: Some(PinnedView(view)), py: object.py() })
+        Ok(Self { view: Some(PinnedView(Some(view))), py: object.py() })
     }
 
     /// The number of bytes.
@@ -52,12 +78,12 @@ impl<'py> View<'py> {
     /// Returns a copy of the bytes.
     pub(crate) fn to_vec(&self) -> Vec<u8> {
         let mut bytes = Vec::with_capacity(self.len());
-        if let Some(PinnedView(view)) = &self.view
+        if let Some(PinnedView(Some(view))) = &self.view
             && self.len() > 0
         {
             // SAFETY: the view keeps its bytes readable, the Vec has room for them, and no object has its memory.
             // No slice of them is formed: without a GIL another thread may write them.
-            unsafe { ptr::copy_nonoverlapping(view.buf.cast::<u8>(), bytes.as_mut_ptr(), self.len()) };
+            unsafe { ptr::copy_nonoverlapping(view.0.buf.cast::<u8>(), bytes.as_mut_ptr(), self.len()) };
             // SAFETY: the copy initialised them.
             unsafe { bytes.set_len(self.len()) };
         }
@@ -67,7 +93,7 @@ impl<'py> View<'py> {
     /// Turns it into a buffer that shares the memory. Its object is released once `pins` returns the view.
     pub(crate) fn pin(mut self, pins: &Pins<PinnedView>) -> Buffer {
         let Some(view) = self.view.take() else { return Buffer::new() };
-        let (base, len) = (NonNull::new(view.0.buf.cast()).unwrap_or(NonNull::dangling()), view.len());
+        let (base, len) = (view.base(), view.len());
         // SAFETY: the view keeps its bytes there and readable until it is released, and an object's bytes are
         // initialised.
         unsafe { pins.pin(base, len, view) }
@@ -83,13 +109,32 @@ impl Drop for View<'_> {
 }
 
 impl PinnedView {
+    fn base(&self) -> NonNull<u8> {
+        let base = self.0.as_ref().and_then(|view| NonNull::new(view.0.buf.cast()));
+        base.unwrap_or(NonNull::dangling())
+    }
+
     fn len(&self) -> usize {
-        usize::try_from(self.0.len).unwrap_or(0)
+        self.0.as_ref().and_then(|view| usize::try_from(view.0.len).ok()).unwrap_or(0)
     }
 
     /// Lets go of the object.
     pub(crate) fn release(mut self, _attached: Python<'_>) {
+        let Some(mut view) = self.0.take() else { return };
         // SAFETY: the view was filled by `PyObject_GetBuffer`, and is released once. This thread is attached.
-        unsafe { ffi::PyBuffer_Release(&mut *self.0) };
+        unsafe { ffi::PyBuffer_Release(&mut view.0) };
+    }
+}
+
+impl Drop for PinnedView {
+    fn drop(&mut self) {
+        let Some(view) = self.0.take() else { return };
+        // In a forked child the lock may be held for ever. Then the object is the parent's, and is leaked.
+        if let Ok(mut orphans) = ORPHANS.try_lock() {
+            orphans.push(Self(Some(view)));
+            HAS_ORPHANS.store(true, Ordering::Release);
+        } else {
+            std::mem::forget(view);
+        }
     }
 }

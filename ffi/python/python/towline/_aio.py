@@ -10,7 +10,7 @@ from . import _towline
 from ._loop import current, ended
 
 if TYPE_CHECKING:
-    from collections.abc import Buffer
+    from typing_extensions import Buffer
 
 
 class Message(NamedTuple):

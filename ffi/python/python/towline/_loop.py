@@ -35,7 +35,8 @@ async def ended(event_loop: EventLoop, started: Any) -> Any:
     if not isinstance(started, Pending):
         return started
     try:
-        return await started.future
+        await started.future
     except asyncio.CancelledError:
-        event_loop.cancel(started.key)
+        event_loop.cancel(started)
         raise
+    return started.take()

@@ -94,7 +94,7 @@ class TowlineComm(Comm):
             frame_split_size=_NEVER_SPLIT,
         )
         self._check_open()
-        size = sum(map(nbytes, frames))
+        size: int = sum(map(nbytes, frames))
         try:
             started = self._inner.send_packed(self._loop, frames)
             if isinstance(started, _towline.Pending):
