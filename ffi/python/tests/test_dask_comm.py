@@ -111,8 +111,14 @@ async def test_a_write_ends_during_a_read(transport: str) -> None:
         assert await reading == "answer"
 
 
+@pytest.mark.parametrize("transport", ["tcp", "shm"])
 @asynchronous
 async def test_a_message_of_one_end_that_never_reads_waits(transport: str) -> None:
+    with beneath(transport):
+        await writers_wait()
+
+
+async def writers_wait() -> None:
     async with pair() as (near, far):
         # Beyond `write-buffer`, write waits for the reader.
         array = np.ones(48 * MIB, dtype="u1")
