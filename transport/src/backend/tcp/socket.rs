@@ -12,6 +12,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use rustix::io::Errno;
 use rustix::net::{SendAncillaryBuffer, SendFlags, Shutdown};
+use smallvec::SmallVec;
 
 use super::encrypted::Encrypted;
 use crate::backend::streamed::{IoOutcome, StreamIo};
@@ -89,7 +90,7 @@ impl StreamIo for &Socket {
         }
         // SAFETY: M5: the slices go to `sendmsg` alone.
         let slices = pieces.iter().map(|piece| unsafe { piece.io_slice() });
-        self.raw.send(&slices.collect::<Vec<_>>())
+        self.raw.send(&slices.collect::<SmallVec<[_; 16]>>())
     }
 
     fn read(&mut self, bytes: &mut [u8]) -> io::Result<IoOutcome> {
