@@ -35,7 +35,7 @@ class Prefetch(NamedTuple):
 class Endpoint:
     """The entry point of a process. It listens at addresses, and connects to others.
 
-    :param token: a secret that every peer must have, at least 16 bytes. It is never sent.
+    :param token: a secret that every peer must have, 1 to 4096 bytes. It is never sent.
     :param tls: the certificates of ``tls://`` and ``towlines://`` addresses.
     :param trust_user: trust every process of this user on this host as if it had the token.
     :param insecure: let a listener beyond loopback accept any peer, without a token and without TLS.
