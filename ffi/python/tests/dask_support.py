@@ -128,6 +128,7 @@ class Peer:
 
     def __init__(self, transport: str, folder: Path) -> None:
         self._file = folder / "address"
+        self._file.unlink(missing_ok=True)
         command = [sys.executable, "-c", _PEER, transport, str(self._file)]
         self.process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
 
