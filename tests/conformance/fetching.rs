@@ -592,6 +592,8 @@ async fn abort_does_not_wait_for_memory_that_faults_forever(row: &'static Row) {
     let taking = tokio::spawn(async move { incoming.accept_into(destination()).await });
     tokio::time::sleep(Duration::from_millis(200)).await;
     connection.abort();
+    // A link that another thread polls ends a little later than the call.
+    within(Duration::from_secs(1), "the end", connection.closed()).await;
     drop(faulting);
     let failed = within(Duration::from_secs(2), "the accept", taking).await.unwrap().unwrap_err();
     assert!(matches!(&failed.returned[..], [Destination::Buffer(_)]), "the destination returns");
