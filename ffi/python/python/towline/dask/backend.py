@@ -111,7 +111,9 @@ class TowlineListener(_Plain, BaseListener):
 
     async def start(self) -> None:
         loop = current()
-        started = self._to._inner.listen(loop, self._transport_address(self.ip, self.port))
+        # Addresses have numbers, as over tcp: Dask compares them.
+        host = self.ip if self.ip in _WILDCARDS else ensure_ip(self.ip)
+        started = self._to._inner.listen(loop, self._transport_address(host, self.port))
         self._listener = await ended(loop, started)
         assert self._listener is not None
         location = self._listener.address.partition("://")[2].partition("?")[0]
