@@ -16,6 +16,7 @@ use crate::suite::cases;
 cases! {
     ANY:
         one_queue_serves_both_ends,
+        one_queue_serves_an_endpoint_that_connects_to_itself,
         results_come_in_the_order_of_messages,
         a_cancelled_operation_returns_no_result,
         the_end_of_a_connection_ends_its_operations,
@@ -129,23 +130,33 @@ async fn with_event_loop(row: &'static Row, work: impl FnOnce(&mut EventLoop) + 
 }
 
 async fn one_queue_serves_both_ends(row: &'static Row) {
+    with_event_loop(row, move |events| serve_both_ends(row, events)).await;
+}
+
+/// Both ends are polled by one driver.
+async fn one_queue_serves_an_endpoint_that_connects_to_itself(row: &'static Row) {
     with_event_loop(row, move |events| {
-        let [a, b] = events.pair(row);
-        for (at, len) in LENS.into_iter().enumerate() {
-            for (from, to) in [(&a, &b), (&b, &a)] {
-                let taking = events.recv(to);
-                let sending = events.send(from, message(at, &[len, 10]));
-                assert_message(&events.received(taking), at, &[len, 10]);
-                events.end(sending).unwrap();
-            }
-        }
-        let closing = events.start(async move { a.close().await.map(|()| Outcome::Nothing) });
-        let taking = events.recv(&b);
-        assert_eq!(events.end(taking).err().unwrap().kind(), ErrorKind::Closed);
-        events.end(closing).unwrap();
-        events.assert_idle();
+        events.far = events.near.clone();
+        serve_both_ends(row, events);
     })
     .await;
+}
+
+fn serve_both_ends(row: &'static Row, events: &mut EventLoop) {
+    let [a, b] = events.pair(row);
+    for (at, len) in LENS.into_iter().enumerate() {
+        for (from, to) in [(&a, &b), (&b, &a)] {
+            let taking = events.recv(to);
+            let sending = events.send(from, message(at, &[len, 10]));
+            assert_message(&events.received(taking), at, &[len, 10]);
+            events.end(sending).unwrap();
+        }
+    }
+    let closing = events.start(async move { a.close().await.map(|()| Outcome::Nothing) });
+    let taking = events.recv(&b);
+    assert_eq!(events.end(taking).err().unwrap().kind(), ErrorKind::Closed);
+    events.end(closing).unwrap();
+    events.assert_idle();
 }
 
 async fn results_come_in_the_order_of_messages(row: &'static Row) {

@@ -17,6 +17,8 @@ const SPIN_MAX: Duration = Duration::from_micros(50);
 const YIELD_EVERY: Duration = Duration::from_micros(10);
 /// The most productive polls of a waiter before it lets sibling tasks run.
 const PROGRESS_MAX: u32 = 64;
+/// The most failed attempts of a waiter to sleep before it lets sibling tasks run.
+const PARKS_MAX: u32 = 8;
 /// `Wait::Spin` reads the clock once in so many polls.
 const POLLS_PER_CLOCK_READ: u32 = 8;
 
@@ -67,7 +69,7 @@ impl<'a, F> Until<'a, F> {
         // stops.
         let mut spinning = Context::from_waker(Waker::noop());
         let mut polled_since = None;
-        let (mut moves, mut idle_polls, mut is_leader) = (0, 0, false);
+        let (mut moves, mut idle_polls, mut parks, mut is_leader) = (0, 0, 0, false);
         loop {
             if let Poll::Ready(value) = check(&mut spinning) {
                 budget.made_progress();
@@ -126,6 +128,12 @@ impl<'a, F> Until<'a, F> {
                 return Poll::Pending;
             }
             is_leader = false;
+            // What keeps the link from sleeping may depend on a task of this thread.
+            parks += 1;
+            if parks == PARKS_MAX {
+                cx.waker().wake_by_ref();
+                return Poll::Pending;
+            }
         }
     }
 }
