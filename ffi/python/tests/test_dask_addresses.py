@@ -28,7 +28,9 @@ def location(address: str) -> tuple[str, int]:
     return host, port
 
 
-@pytest.mark.parametrize(("host", "dialled"), [("127.0.0.1", "127.0.0.1"), ("[::1]", "[::1]"), ("localhost", "localhost")])
+@pytest.mark.parametrize(
+    ("host", "dialled"), [("127.0.0.1", "127.0.0.1"), ("[::1]", "[::1]"), ("localhost", "localhost")]
+)
 @asynchronous
 async def test_a_host_is_listened_at(transport: str, host: str, dialled: str) -> None:
     async with Accepting(f"towline://{host}:0") as accepting:
@@ -51,7 +53,9 @@ async def test_a_host_is_listened_at(transport: str, host: str, dialled: str) ->
     ],
 )
 @asynchronous
-async def test_a_wildcard_is_listened_at(transport, host, listened, contact, dialled) -> None:  # type: ignore[no-untyped-def]
+async def test_a_wildcard_is_listened_at(  # type: ignore[no-untyped-def]
+    transport, host, listened, contact, dialled
+) -> None:
     async with Accepting(f"towline://{host}:0") as accepting:
         at, port = location(accepting.listener.listen_address)
         assert listened is None or at == listened

@@ -1,4 +1,4 @@
-"""Encrypted comms: ``towlines://`` takes the certificates of Dask's ``Security``, and refuses bad peers with a remedy."""
+"""Encrypted comms: ``towlines://`` takes the certificates of Dask's ``Security``, and refuses bad peers."""
 
 from __future__ import annotations
 
@@ -50,7 +50,8 @@ async def exchange(server: Security, client: Security, scheme: str = "towlines")
     """Connect to a listener with its own certificates, and return how the connection is encrypted."""
     async with listen("towlines://127.0.0.1:0", echo, **server.get_listen_args("scheduler")) as listener:
         address = listener.contact_address.replace("towlines", scheme)
-        comm = await asyncio.wait_for(connect(address, timeout=TIMEOUT, **client.get_connection_args("client")), TIMEOUT)
+        connecting = connect(address, timeout=TIMEOUT, **client.get_connection_args("client"))
+        comm = await asyncio.wait_for(connecting, TIMEOUT)
         await comm.write({"x": b"1" * 100_000})
         assert (await comm.read())["x"] == b"1" * 100_000
         await comm.close()
@@ -81,7 +82,8 @@ def test_the_configuration_of_dask_is_used(authority: Authority) -> None:
     identity = authority.sign("host")
     keys = {"distributed.comm.tls.ca-file": authority.certificate, "towline.transport": "tcp"}
     for role in ("client", "scheduler", "worker"):
-        keys |= {f"distributed.comm.tls.{role}.{part}": path for part, path in zip(("cert", "key"), identity, strict=True)}
+        keys[f"distributed.comm.tls.{role}.cert"] = identity.certificate
+        keys[f"distributed.comm.tls.{role}.key"] = identity.key
     with dask.config.set(keys):
         ours = Security()
         assert asyncio.run(exchange(ours, ours))["encryption"] == "tls"

@@ -1,7 +1,7 @@
 """Run distributed's own tests with ``towline`` as the default scheme, and compare with ``upstream.toml``.
 
-``python upstream.py CHECKOUT [SUITE…]``, where CHECKOUT is a checkout of github.com/dask/distributed (its tests are in
-no package). It needs pytest-rerunfailures besides the tests' requirements. It fails if a test fails that the list has
+``python upstream.py CHECKOUT [SUITE…]``, where CHECKOUT is a checkout of github.com/dask/distributed, since its tests
+are in no package. It needs pytest-rerunfailures besides the tests' requirements. It fails if a test fails that the list has
 not, or if one passes that the list has.
 """
 

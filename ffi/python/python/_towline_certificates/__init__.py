@@ -1,8 +1,8 @@
 """Notes which certificates each ``ssl.SSLContext`` of Dask was made of.
 
 Dask gives its transports an ``SSLContext``, from which no key can be read, and makes it before it loads the transport.
-So ``import dask`` loads this module, by an entry point of ``dask.sizeof``. It wraps two methods of ``SSLContext``, which
-then note their arguments for as long as the context lives. It imports nothing of Towline and nothing of Dask, since
+So ``import dask`` loads this module, by an entry point of ``dask.sizeof``. It wraps two methods of ``SSLContext``,
+which then note their arguments for as long as the context lives. It imports nothing of Towline and nothing of Dask, since
 every program that imports Dask pays for it.
 
 ``Security.temporary()`` writes its certificates to a folder that is gone when the context is made. Of these files, and

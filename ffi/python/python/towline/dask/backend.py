@@ -128,7 +128,7 @@ class TowlineListener(_Plain, BaseListener):
                 inner = await ended(loop, listener.accept(loop))
             except towline.Error as error:
                 if self._listener is listener:
-                    logger.error("%s no longer listens: %s", self.prefix + unparse_host_port(*self.get_host_port()), error)
+                    logger.error("%s no longer listens: %s", self.listen_address, error)
                 return
             self._spawn(self._handle(inner))
 
