@@ -32,11 +32,18 @@ pub(crate) fn ending_signals() -> impl Iterator<Item = (Signal, i32)> {
     signals.into_iter().filter(move |(signal, _)| *signal != Signal::HUP || !has(ignored, *signal))
 }
 
-/// Waits until a process handles `signal`.
+/// Waits until a process handles `signal`. A handler is installed a moment before it is connected, and loses what
+/// arrives in between, so this also waits for the thread that is started after that.
 #[track_caller]
 fn handles(id: u32, by: Signal) {
+    let watches = || {
+        let threads = fs::read_dir(format!("/proc/{id}/task")).into_iter().flatten().flatten();
+        threads.into_iter().any(|thread| {
+            fs::read_to_string(thread.path().join("comm")).is_ok_and(|name| name.trim() == "signals")
+        })
+    };
     let begin = Instant::now();
-    while !has(mask(id, "SigCgt"), by) {
+    while !(has(mask(id, "SigCgt"), by) && watches()) {
         assert!(begin.elapsed() < TIMEOUT, "process {id} does not handle {by:?}");
         thread::sleep(Duration::from_millis(2));
     }
