@@ -1,8 +1,8 @@
 """Run distributed's own tests with ``towline`` as the default scheme, and compare with ``upstream.toml``.
 
 ``python upstream.py CHECKOUT [SUITE…]``, where CHECKOUT is a checkout of github.com/dask/distributed, since its tests
-are in no package. It needs pytest-rerunfailures besides the tests' requirements. It fails if a test fails that the list has
-not, or if one passes that the list has.
+are in no package. It needs pytest-rerunfailures besides the tests' requirements. It fails if a test fails that the
+list has not, or if one passes that the list has.
 """
 
 from __future__ import annotations
@@ -25,7 +25,12 @@ def main(checkout: str, suites: list[str]) -> int:
     options = ["-q", "-p", "no:cacheprovider", "-W", "default", "--tb=native", "--timeout=60"]
     options += ["--timeout-method=signal", f"--junit-xml={report}"]
     files = [f"distributed/tests/{suite}.py" for suite in suites]
-    subprocess.run([sys.executable, "-m", "pytest", *options, *files], cwd=checkout, env=environment, check=False)
+    report.unlink(missing_ok=True)
+    command = [sys.executable, "-m", "pytest", *options, *files]
+    code = subprocess.run(command, cwd=checkout, env=environment, check=False).returncode
+    if not report.exists():
+        print("pytest ended without a report, with code", code)
+        return 1
     cases = list(xml.etree.ElementTree.parse(report).iter("testcase"))
     failed = {_name(case) for case in cases if case.find("failure") is not None or case.find("error") is not None}
     expected = {name for name in EXPECTED["failures"] if name.partition("::")[0] in suites}
