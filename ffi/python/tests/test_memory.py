@@ -81,7 +81,11 @@ def test_sending_leaves_no_reference(size: int) -> None:
 
 def test_objects_are_released_when_the_connection_is_lost() -> None:
     async def main() -> None:
-        async with connected() as (near, far):
+        endpoint = towline.Endpoint()
+        async with await endpoint.listen("tcp://127.0.0.1:0") as listener:
+            near = await endpoint.connect(listener.address)
+            # Nobody receives, so the send waits.
+            far = await listener.accept(prefetch=None)
             content = Pinned(LARGE)
             there = weakref.ref(content)
             task = asyncio.ensure_future(near.send(b"", [content]))
