@@ -1,6 +1,8 @@
 //! An event loop that polls no futures: it starts operations under keys, and a completion queue returns their
 //! results.
 
+use std::future::poll_fn;
+use std::task::Poll;
 use std::time::{Duration, Instant};
 
 use rustix::event::{PollFd, PollFlags, Timespec, poll};
@@ -19,6 +21,7 @@ cases! {
         one_queue_serves_an_endpoint_that_connects_to_itself,
         results_come_in_the_order_of_messages,
         a_cancelled_operation_returns_no_result,
+        an_operation_cancelled_while_it_ends_returns_no_result,
         the_end_of_a_connection_ends_its_operations,
         a_forked_child_neither_takes_nor_cancels_operations;
 }
@@ -204,6 +207,26 @@ async fn a_cancelled_operation_returns_no_result(row: &'static Row) {
         events.assert_idle();
     })
     .await;
+}
+
+async fn an_operation_cancelled_while_it_ends_returns_no_result(row: &'static Row) {
+    with_event_loop(row, move |events| {
+        let (queue, key) = (events.queue.clone(), events.last + 1);
+        events.start(in_the_driver(move || queue.cancel(key)));
+        // The driver polls it after the first.
+        let next = events.start(in_the_driver(|| ()));
+        events.end(next).unwrap();
+        events.assert_idle();
+    })
+    .await;
+}
+
+/// Ends once the driver polls it, after `work`.
+async fn in_the_driver(work: impl FnOnce()) -> Result<Outcome> {
+    let mut polled = false;
+    poll_fn(|_| if std::mem::replace(&mut polled, true) { Poll::Ready(()) } else { Poll::Pending }).await;
+    work();
+    Ok(Outcome::Nothing)
 }
 
 async fn the_end_of_a_connection_ends_its_operations(row: &'static Row) {

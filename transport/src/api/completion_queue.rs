@@ -13,6 +13,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll, Waker};
 
 use tokio::sync::oneshot;
+use tokio::sync::oneshot::error::TryRecvError;
 
 use super::endpoint::Endpoint;
 use super::wakeups::Wakeups;
@@ -64,17 +65,19 @@ const OWN: u64 = u64::MAX;
 ///     let endpoint = endpoint.clone();
 ///     async move { endpoint.connect(&address).await.map(Outcome::Connected) }
 /// };
-/// assert!(queue.start(&endpoint, 1, connect).is_none(), "it takes a while");
-/// let mut results = turn();
-/// let Some((1, Ok(Outcome::Connected(connection)))) = results.pop() else { panic!("it connects") };
+/// let mut result = queue.start(&endpoint, 1, connect); // what has ended already is returned at once
+/// while result.is_none() {
+///     result = turn().pop().map(|(_key, result)| result);
+/// }
+/// let Some(Outcome::Connected(connection)) = result.transpose()? else { unreachable!() };
 ///
 /// connection.prefetch(Prefetch::default())?;
 /// let receive = async move { connection.recv().await.map(Outcome::Received) };
-/// let mut received = queue.watch(2, receive); // what is there already is returned at once
-/// while received.is_none() {
-///     received = turn().pop().map(|(_key, result)| result);
+/// let mut result = queue.watch(2, receive);
+/// while result.is_none() {
+///     result = turn().pop().map(|(_key, result)| result);
 /// }
-/// let Some(Ok(Outcome::Received(message))) = received else { panic!("it is received") };
+/// let Some(Outcome::Received(message)) = result.transpose()? else { unreachable!() };
 /// assert_eq!(message.header(), "hello");
 /// # peer.join().expect("no panic")?;
 /// # Ok::<(), towline::Error>(())
@@ -143,8 +146,9 @@ impl<T: Send + 'static> CompletionQueue<T> {
         }
         let (cancel, cancelled) = oneshot::channel();
         self.insert(key, StartedOperation::Driven { _cancel: cancel });
-        let completion = QueuedCompletion { key, results: self.0.results.clone(), is_wanted: true };
-        endpoint.environment().spawn(Box::pin(drive(operation, cancelled, completion)));
+        let completion =
+            QueuedCompletion { key, results: self.0.results.clone(), cancelled, is_queued: false };
+        endpoint.environment().spawn(Box::pin(drive(operation, completion)));
         None
     }
 
@@ -177,10 +181,12 @@ impl<T: Send + 'static> CompletionQueue<T> {
             return;
         }
         let operation = self.0.operations.lock().remove(&key);
+        // First, so that the driver, which may end it at this moment, queues no result from here on.
+        drop(operation);
         let mut queued = self.0.results.queued.lock();
         let result = queued.iter().position(|(queued, _)| *queued == key).map(|at| queued.remove(at));
         drop(queued);
-        drop((operation, result));
+        drop(result);
     }
 
     /// Returns the results since the last call, each with its key. Polls the watched operations that were woken.
@@ -251,40 +257,45 @@ impl<T: Send + 'static> CompletionQueue<T> {
 /// Polls `operation` on the driver until it ends or is cancelled, and queues its result.
 async fn drive<T: Send>(
     mut operation: Pin<Box<impl Future<Output = Result<T>> + Send>>,
-    mut cancelled: oneshot::Receiver<()>,
     mut completion: QueuedCompletion<T>,
 ) {
     let result = std::future::poll_fn(|cx| {
         // The sender is never used: it is dropped.
-        if Pin::new(&mut cancelled).poll(cx).is_ready() {
+        if Pin::new(&mut completion.cancelled).poll(cx).is_ready() {
             return Poll::Ready(None);
         }
         operation.as_mut().poll(cx).map(Some)
     });
-    match result.await {
-        Some(result) => completion.queue(result),
-        None => completion.is_wanted = false,
+    if let Some(result) = result.await {
+        completion.queue(result);
     }
 }
 
 /// The result of an operation that the driver polls. Dropped without one, it queues an error: the driver ended.
+/// It queues nothing once the operation is cancelled.
 struct QueuedCompletion<T> {
     key: u64,
     results: Arc<Results<T>>,
-    is_wanted: bool,
+    cancelled: oneshot::Receiver<()>,
+    is_queued: bool,
 }
 
 impl<T> QueuedCompletion<T> {
     fn queue(&mut self, result: Result<T>) {
-        self.is_wanted = false;
-        self.results.queued.lock().push((self.key, result));
-        self.results.waker.wake_by_ref();
+        self.is_queued = true;
+        let mut queued = self.results.queued.lock();
+        // Checked under the lock: whoever cancels drops the sender first, and then looks for a result.
+        if self.cancelled.try_recv() == Err(TryRecvError::Empty) {
+            queued.push((self.key, result));
+            drop(queued);
+            self.results.waker.wake_by_ref();
+        }
     }
 }
 
 impl<T> Drop for QueuedCompletion<T> {
     fn drop(&mut self) {
-        if self.is_wanted {
+        if !self.is_queued {
             self.queue(Err(Error::new(ErrorKind::Closed, "the endpoint's driver ended")));
         }
     }
