@@ -19,7 +19,7 @@ pub(crate) fn log_messages_do_not_go_to_standard_output(installed: &Installed) {
 }
 
 pub(crate) fn log_messages_go_to_the_file_that_the_user_set(installed: &Installed) {
-    // SAFETY: L2: this process has one thread.
+    // SAFETY: L7: this process has one thread.
     unsafe { env::set_var("UCX_LOG_FILE", "stdout") };
     let [output, error] = complain(installed);
     assert!(output.contains("no-such-transport"), "{output}");

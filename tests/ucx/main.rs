@@ -36,6 +36,7 @@ const OF_EACH: &[(&str, Check)] = &[
     ("a_second_copy_is_refused", opening::a_second_copy_is_refused),
     ("two_copies_that_others_loaded_are_refused", opening::two_copies_that_others_loaded_are_refused),
     ("handlers_of_signals_stay_as_they_were", opening::handlers_of_signals_stay_as_they_were),
+    ("handlers_stay_without_the_debug_signal", opening::handlers_stay_without_the_debug_signal),
     ("an_eager_message_to_oneself_arrives", messages::an_eager_message_to_oneself_arrives),
     ("a_rendezvous_with_oneself_arrives", messages::a_rendezvous_with_oneself_arrives),
     ("a_setting_is_known_if_it_can_be_set", settings::a_setting_is_known_if_it_can_be_set),

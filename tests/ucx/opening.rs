@@ -82,6 +82,13 @@ pub(crate) fn handlers_of_signals_stay_as_they_were(installed: &Installed) {
     assert_eq!(caught(), before);
 }
 
+/// 0 is no request for UCX's handlers.
+pub(crate) fn handlers_stay_without_the_debug_signal(installed: &Installed) {
+    // SAFETY: L7: this process has one thread.
+    unsafe { std::env::set_var("UCX_DEBUG_SIGNO", "0") };
+    handlers_of_signals_stay_as_they_were(installed);
+}
+
 pub(crate) fn a_missing_file() {
     let why = Library::open_at(Path::new("/no/libucp.so.0")).unwrap_err();
     assert!(matches!(why, Unavailable::NotLoaded { .. }), "{why:?}");

@@ -8,7 +8,7 @@ use std::ffi::c_int;
 use std::mem::MaybeUninit;
 use std::ptr;
 
-/// Each of these variables, if set, asks for UCX's handlers.
+/// Each of these variables, if set, asks for UCX's handlers. The last one may be 0, for no handler.
 const OPT_IN: [&str; 3] = ["UCX_HANDLE_ERRORS", "UCX_ERROR_SIGNALS", "UCX_DEBUG_SIGNO"];
 
 /// The signal actions of the process, and this thread's alternate stack.
@@ -31,7 +31,7 @@ impl Signals {
 
     /// Restores what changed since, unless the environment asks for UCX's handlers.
     pub(crate) fn restore(&self) {
-        if OPT_IN.iter().any(|name| env::var_os(name).is_some()) {
+        if OPT_IN.iter().any(|name| env::var_os(name).is_some_and(|value| value != "0")) {
             return;
         }
         for (signal, before) in &self.actions {
