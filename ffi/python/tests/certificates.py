@@ -46,6 +46,12 @@ class Authority:
         _write_key(identity.key, key)
         return identity
 
+    def self_signed(self) -> Identity:
+        """Return the authority's own certificate and key, as ``openssl req -x509`` makes a self-signed one."""
+        key = str(self._folder / "self-signed-key.pem")
+        _write_key(key, self._key)
+        return Identity(self.certificate, key)
+
     def sign_version_1(self, name: str) -> Identity:
         """Sign as a bare ``openssl x509 -req`` does, which makes a certificate of version 1."""
         openssl = shutil.which("openssl")

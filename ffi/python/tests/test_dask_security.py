@@ -13,6 +13,7 @@ from distributed import Client, LocalCluster, Security
 from distributed.comm import CommClosedError, connect, listen
 from distributed.comm.core import FatalCommClosedError
 
+import towline
 from certificates import Authority, Identity
 
 TIMEOUT = 20
@@ -105,6 +106,7 @@ def test_a_cluster_with_nannies_is_encrypted() -> None:
         ("of another authority", "authority"),
         ("expired", "expired"),
         ("of version 1", "-extfile"),
+        ("self-signed", "self-signed"),
     ],
 )
 def test_a_bad_certificate_is_refused_with_a_remedy(
@@ -115,6 +117,7 @@ def test_a_bad_certificate_is_refused_with_a_remedy(
         "of another authority": lambda: Authority(tmp_path, "other").sign("stranger"),
         "expired": lambda: authority.sign("old", days=-1),
         "of version 1": lambda: authority.sign_version_1("ancient"),
+        "self-signed": lambda: Authority(tmp_path, "lone").self_signed(),
     }[fault]()
     bad = security(authority, identity)
     with dask.config.set({"towline.transport": "tcp"}):
@@ -122,6 +125,12 @@ def test_a_bad_certificate_is_refused_with_a_remedy(
             with pytest.raises((FatalCommClosedError, ValueError)) as failure:
                 asyncio.run(exchange(server, client))
             assert remedy in str(failure.value), "the text says what to do"
+
+
+def test_a_missing_key_is_refused_with_a_remedy(authority: Authority) -> None:
+    certificate = Path(authority.sign("host").certificate).read_bytes()
+    with pytest.raises(towline.InvalidError, match="private key cannot be read: .* BEGIN PRIVATE KEY"):
+        towline.Tls(certificate=certificate)
 
 
 def test_a_plain_peer_is_refused(authority: Authority) -> None:

@@ -54,8 +54,17 @@ pub(super) const VERSION_1: &str = "is of X.509 version 1, which can name no hos
 
 /// Returns whether the certificate is of another version than 3, as a bare `openssl x509 -req` makes them.
 pub(super) fn is_version_1(wrong: &CertificateError) -> bool {
-    let CertificateError::Other(OtherError(why)) = wrong else { return false };
-    matches!(why.downcast_ref(), Some(webpki::Error::UnsupportedCertVersion))
+    matches!(webpki_error(wrong), Some(webpki::Error::UnsupportedCertVersion))
+}
+
+/// Returns whether the certificate is an authority's, as `openssl req -x509` makes a self-signed one.
+fn is_authority(wrong: &CertificateError) -> bool {
+    matches!(webpki_error(wrong), Some(webpki::Error::CaUsedAsEndEntity))
+}
+
+fn webpki_error(wrong: &CertificateError) -> Option<&webpki::Error> {
+    let CertificateError::Other(OtherError(why)) = wrong else { return None };
+    why.downcast_ref()
 }
 
 /// Returns why the peer's certificate is not trusted.
@@ -63,6 +72,10 @@ fn certificate(role: Role, wrong: &CertificateError) -> String {
     let peer = peer_of(role);
     match wrong {
         wrong if is_version_1(wrong) => format!("the {peer}'s certificate {VERSION_1}"),
+        wrong if is_authority(wrong) => format!(
+            "the {peer}'s certificate is an authority's own, such as a self-signed one: sign another with it for the {peer}, \
+             and name this one as the authority (--ca)"
+        ),
         CertificateError::Expired | CertificateError::ExpiredContext { .. } => {
             format!("the {peer}'s certificate has expired: renew it, or set this machine's clock right")
         }
@@ -106,8 +119,8 @@ fn alert_received(role: Role, alert: Alert) -> (ErrorKind, String) {
         }
         Alert::BadCertificate | Alert::UnsupportedCertificate | Alert::CertificateUnknown | Alert::CertificateRevoked
         | Alert::AccessDenied | Alert::DecryptError => format!(
-            "the {peer} does not trust this end's certificate: it may be for another name than the one connected to, or for \
-             another purpose"
+            "the {peer} does not trust this end's certificate: it may be self-signed, for another name than the one connected to, \
+             or for another purpose"
         ),
         Alert::NoApplicationProtocol => {
             return (ErrorKind::Incompatible, format!("the {peer} does not speak towline/1 over TLS"));

@@ -1,0 +1,128 @@
+"""Clusters of two workers with one thread each: the same work over ``tcp`` and over ``towline`` in turn."""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Callable
+from typing import Any
+
+import dask
+import numpy as np
+from distributed import Client, LocalCluster, wait
+
+from .report import Report, Row, size
+
+_PROTOCOLS = ("tcp", "towline")
+
+
+class _Cluster:
+    def __init__(self, protocol: str, stack: contextlib.ExitStack) -> None:
+        self.protocol = protocol
+        cluster = LocalCluster(
+            protocol=protocol, n_workers=2, threads_per_worker=1, processes=True, dashboard_address=":0"
+        )
+        self.client = Client(stack.enter_context(cluster), set_as_default=False)
+        stack.enter_context(self.client)
+        self.workers = sorted(self.client.scheduler_info()["workers"])
+
+
+Work = Callable[[_Cluster], float]
+
+
+def measure_clusters(report: Report, quick: bool) -> None:
+    """Measure all cases, and add a row for each protocol."""
+    times = 3 if quick else 7
+    moved = (50 if quick else 500) * 1_000_000
+    side = 2000 if quick else 8000
+    with contextlib.ExitStack() as stack:
+        clusters = [_Cluster(protocol, stack) for protocol in _PROTOCOLS]
+        first = f"{moved // 1_000_000} MB between workers"
+        _case(report, clusters, f"{first}, first time", lambda it: _move(it, moved), 1, warm_up=0)
+        _case(report, clusters, first, lambda it: _move(it, moved), times)
+        _case(report, clusters, f"(x + x.T).sum(), {size(8 * side * side)}", lambda it: _transpose(it, side), times)
+        _case(report, clusters, "P2P shuffle", lambda it: _shuffle(it, quick), times)
+        count = 200 if quick else 2000
+        _case(report, clusters, f"{count} tiny tasks", lambda it: _tiny(it, count), times)
+
+
+def _case(report: Report, clusters: list[_Cluster], name: str, work: Work, times: int, warm_up: int = 1) -> None:
+    seconds: dict[str, list[float]] = {cluster.protocol: [] for cluster in clusters}
+    rows = [Row(name, protocol, _PROTOCOLS[0]) for protocol in _PROTOCOLS]
+    try:
+        for at in range(times + warm_up):
+            for cluster in clusters:
+                taken = work(cluster)
+                if at >= warm_up:
+                    seconds[cluster.protocol].append(taken)
+        for row in rows:
+            row.set_times(seconds[row.way])
+    except ImportError as error:
+        rows = [Row(name, "both", _PROTOCOLS[0], error=str(error), is_skipped=True)]
+    except Exception as error:
+        rows = [Row(name, "both", _PROTOCOLS[0], error=f"{type(error).__name__}: {error}")]
+    report.add(*rows)
+
+
+def _sent(size_bytes: int) -> Any:
+    return np.full(size_bytes, 7, dtype="u1")
+
+
+def _confirmed(data: Any) -> int:
+    return int(data[0]) + int(data[-1]) + int(data.nbytes)
+
+
+def _expect(got: object, wanted: object) -> None:
+    if got != wanted:
+        raise RuntimeError(f"the result is {got} and not {wanted}")
+
+
+def _move(cluster: _Cluster, size_bytes: int) -> float:
+    first, second = cluster.workers
+    data = cluster.client.submit(_sent, size_bytes, workers=[first], pure=False)
+    with cluster.client.as_current():
+        wait(data, timeout=120)
+    begin = time.perf_counter()
+    confirmed = cluster.client.submit(_confirmed, data, workers=[second], pure=False).result(timeout=120)
+    seconds = time.perf_counter() - begin
+    _expect(confirmed, 14 + size_bytes)
+    return seconds
+
+
+def _transpose(cluster: _Cluster, side: int) -> float:
+    import dask.array as array
+
+    numbers = array.ones((side, side), chunks=(1000, 1000))
+    begin = time.perf_counter()
+    total = cluster.client.compute((numbers + numbers.T).sum()).result(timeout=120)
+    seconds = time.perf_counter() - begin
+    _expect(float(total), 2.0 * side * side)
+    return seconds
+
+
+def _shuffle(cluster: _Cluster, quick: bool) -> float:
+    import dask.datasets
+    import pandas  # noqa: F401
+    import pyarrow  # noqa: F401
+
+    with dask.config.set({"dataframe.shuffle.method": "p2p"}):
+        frame = dask.datasets.timeseries(end="2000-01-03" if quick else "2000-01-15", freq="1s", partition_freq="6h")
+        rows = 86_400 * (2 if quick else 14)
+        begin = time.perf_counter()
+        shuffled = frame.shuffle("id").map_partitions(len)
+        counted = cluster.client.compute(shuffled.sum()).result(timeout=120)
+        seconds = time.perf_counter() - begin
+    _expect(int(counted), rows)
+    return seconds
+
+
+def _next(number: int) -> int:
+    return number + 1
+
+
+def _tiny(cluster: _Cluster, count: int) -> float:
+    begin = time.perf_counter()
+    total = sum(cluster.client.gather(cluster.client.map(_next, range(count), pure=False)))
+    seconds = time.perf_counter() - begin
+    _expect(total, count * (count + 1) // 2)
+    return seconds
