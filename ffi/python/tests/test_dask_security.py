@@ -129,7 +129,7 @@ def test_a_bad_certificate_is_refused_with_a_remedy(
 
 def test_a_missing_key_is_refused_with_a_remedy(authority: Authority) -> None:
     certificate = Path(authority.sign("host").certificate).read_bytes()
-    with pytest.raises(towline.InvalidError, match="private key cannot be read: .* BEGIN PRIVATE KEY"):
+    with pytest.raises(towline.InvalidError, match="private key cannot be read: .*BEGIN PRIVATE KEY"):
         towline.Tls(certificate=certificate)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, ClassVar
 
 from distributed.comm.addressing import parse_host_port, unparse_host_port
@@ -17,7 +17,7 @@ import towline
 from towline import _towline
 from towline._loop import current, ended
 
-from . import security, settings
+from . import memory, security, settings
 from .comm import TowlineComm
 
 logger = logging.getLogger(__name__)
@@ -120,6 +120,7 @@ class TowlineListener(_Plain, BaseListener):
         host, port = parse_host_port(location.replace("*", "0.0.0.0"))
         self._bound = host, port
         self._spawn(self._accept(self._listener))
+        self._keeping = self._spawn(memory.keep())
 
     async def _accept(self, listener: _towline.Listener) -> None:
         loop = current()
@@ -148,16 +149,18 @@ class TowlineListener(_Plain, BaseListener):
             return
         await self.comm_handler(comm)
 
-    def _spawn(self, work: Any) -> None:
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
         task = asyncio.ensure_future(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
+        return task
 
     def stop(self) -> None:
         listener, self._listener = self._listener, None
         if listener is not None:
             # The task that accepts ends with it.
             listener.close()
+            self._keeping.cancel()
 
     def get_host_port(self) -> tuple[str, int]:
         """The host and port that are listened at."""

@@ -17,7 +17,7 @@ import towline
 from towline import _towline
 from towline._loop import current, ended
 
-from . import settings
+from . import counters, settings
 
 logger = logging.getLogger(__name__)
 
@@ -46,6 +46,9 @@ class TowlineComm(Comm):
         # What stays on this host needs no encryption, and gets none.
         is_local = inner.path in ("mem", "shm")
         self._extra = {"path": inner.path, "encryption": "local" if is_local else inner.encryption}
+        self._path: str = inner.path
+        counters.opened(self)
+        logger.info("%s to %s: path %s, encryption %s", local_address, peer_address, *self._extra.values())
         self._finalizer = weakref.finalize(self, _abort_dangling, inner, repr(self))
         self._finalizer.atexit = False
 
@@ -72,6 +75,7 @@ class TowlineComm(Comm):
             # Dask relies on it: a cancelled read closes the comm.
             self.abort()
             raise
+        counters.received(self._path, sum(map(nbytes, frames)))
         try:
             return await from_frames(
                 frames,
@@ -108,6 +112,7 @@ class TowlineComm(Comm):
         except BaseException:
             self.abort()
             raise
+        counters.sent(self._path, size)
         return size
 
     def _written(self, size: int, future: asyncio.Future[None]) -> None:

@@ -7,6 +7,7 @@ import threading
 from typing import Any
 
 import dask
+from dask.utils import parse_timedelta
 
 import towline
 
@@ -24,6 +25,11 @@ DEFAULTS: dict[str, Any] = {
         "contact-host": None,
         # How many bytes of messages one connection queues before `write` waits.
         "write-buffer": "64 MiB",
+        # Received arrays land in memory that was used before: how much unused memory a worker keeps for that, as a
+        # share of its memory limit.
+        "pool-share": 0.25,
+        # How long it is kept.
+        "pool-idle-time": "10 s",
     }
 }
 
@@ -50,8 +56,15 @@ def endpoint(certificates: Certificates | None = None) -> towline.Endpoint:
         return _endpoints[key]
 
 
+def endpoints() -> list[towline.Endpoint]:
+    """Return the endpoints of this process."""
+    with _lock:
+        return [endpoint for (pid, _certificates), endpoint in _endpoints.items() if pid == os.getpid()]
+
+
 def _new_endpoint(certificates: Certificates | None) -> towline.Endpoint:
     options: dict[str, Any] = {"trust_user": get("trust-user"), "wait": get("wait")}
+    options["pool_idle_time"] = parse_timedelta(get("pool-idle-time"))
     if certificates is not None:
         # As Dask does with its sockets: any certificate that the cluster's authority signed, whatever its name.
         options["tls"] = towline.Tls(**certificates._asdict(), any_name=True)
