@@ -11,14 +11,14 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::task::Waker;
 
-use super::{Access, Allocation, Buffer, Place};
+use super::{Access, Allocation, Buffer, BufferMut, Place};
 use crate::platform::mutex::Mutex;
 use crate::platform::process::Process;
 
 /// Lends the memory of another language's objects to operations without a copy, and returns each object's
 /// owner once its bytes are free again.
 ///
-/// A binding [`pin`](Self::pin)s an object: the owner is what keeps the object's memory where it is, such as a
+/// A binding [`pin`](Self::pin)s an object to send, or [`pin_mut`](Self::pin_mut)s one to receive into: the owner is what keeps the object's memory where it is, such as a
 /// reference or a view. Operations drop buffers on any thread, and most languages allow only some threads to
 /// release an object. So the last handle of the buffer queues the owner and wakes the waker, and a thread that
 /// may release objects calls [`take_released`](Self::take_released). With
@@ -72,8 +72,7 @@ impl<T: Send + 'static> Pins<T> {
     /// from any thread (M1). `len` is at most `isize::MAX`, and all bytes are initialised (M4). Rust code of this
     /// process writes them by atomic accesses alone (M5).
     pub unsafe fn pin(&self, base: NonNull<u8>, len: usize, owner: T) -> Buffer {
-        let pinned = Pinned { base, len, owner: Mutex::new(Some(owner)), pins: self.0.clone() };
-        self.0.bytes.fetch_add(len as u64, Ordering::Relaxed);
+        let pinned = self.pinned(base, len, owner, false);
         if len == 0 {
             // An empty buffer would drop its allocation here and now; this queues the owner just the same.
             drop(pinned);
@@ -82,6 +81,43 @@ impl<T: Send + 'static> Pins<T> {
         // SAFETY: the caller promises that the bytes are initialised (M4). The allocation is not writable, so no
         // `BufferMut` of it exists.
         unsafe { Buffer::from_allocation(Arc::new(pinned)) }
+    }
+
+    /// Makes a buffer to receive into, of the memory that `owner` keeps in place. As for [`pin`](Self::pin),
+    /// others may read and write the memory at any time. What is received is copied there at the end.
+    ///
+    /// ```
+    /// use std::ptr::NonNull;
+    /// use std::task::Waker;
+    /// use towline::memory::Pins;
+    ///
+    /// let pins = Pins::new(Waker::noop().clone());
+    /// let mut object = vec![0; 4];
+    /// let (base, len) = (NonNull::new(object.as_mut_ptr()).expect("a Vec has an address"), object.len());
+    /// // SAFETY: a Vec that is moved keeps its bytes where they are, and nobody else uses them.
+    /// let mut buffer = unsafe { pins.pin_mut(base, len, object) };
+    /// buffer.extend_from_slice(b"line")?;
+    /// drop(buffer);
+    /// assert_eq!(pins.take_released(), [b"line"]);
+    /// # Ok::<(), towline::Error>(())
+    /// ```
+    ///
+    /// # Safety
+    ///
+    /// As for [`pin`](Self::pin), and the memory is writable by the CPU. Rust code of this process reads and
+    /// writes it by atomic accesses alone (M5).
+    pub unsafe fn pin_mut(&self, base: NonNull<u8>, len: usize, owner: T) -> BufferMut {
+        let pinned = self.pinned(base, len, owner, true);
+        if len == 0 {
+            drop(pinned);
+            return BufferMut::new();
+        }
+        BufferMut::from_allocation(Arc::new(pinned)).unwrap_or_else(|_| unreachable!("it has one handle"))
+    }
+
+    fn pinned(&self, base: NonNull<u8>, len: usize, owner: T, writable: bool) -> Pinned<T> {
+        self.0.bytes.fetch_add(len as u64, Ordering::Relaxed);
+        Pinned { base, len, writable, owner: Mutex::new(Some(owner)), pins: self.0.clone() }
     }
 
     /// Returns the owners whose memory is free again, in the order of their release. Never waits.
@@ -114,6 +150,7 @@ impl<T> fmt::Debug for Pins<T> {
 struct Pinned<T: Send + 'static> {
     base: NonNull<u8>,
     len: usize,
+    writable: bool,
     /// `Some` until it is dropped.
     owner: Mutex<Option<T>>,
     pins: Arc<Shared<T>>,
@@ -124,7 +161,7 @@ unsafe impl<T: Send> Send for Pinned<T> {}
 // SAFETY: a shared reference only gives the address away (M1). The owner is behind a lock.
 unsafe impl<T: Send> Sync for Pinned<T> {}
 
-// SAFETY: the promises of `Pins::pin` (M1, M4). It is not writable, and Foreign: others may write it (M5).
+// SAFETY: the promises of `Pins::pin` and `Pins::pin_mut` (M1, M4). It is Foreign: others may write it (M5).
 unsafe impl<T: Send + 'static> Allocation for Pinned<T> {
     fn base(&self) -> NonNull<u8> {
         self.base
@@ -143,7 +180,7 @@ unsafe impl<T: Send + 'static> Allocation for Pinned<T> {
     }
 
     fn writable(&self) -> bool {
-        false
+        self.writable
     }
 }
 
@@ -203,6 +240,21 @@ mod tests {
         assert_eq!(pins.take_released(), [vec![2; 20], vec![1; 10]]);
         assert_eq!((pins.pinned_bytes(), count.0.load(Ordering::Relaxed)), (0, 2));
         assert!(pins.take_released().is_empty());
+    }
+
+    #[test]
+    fn memory_to_receive_into_is_filled_and_released() {
+        let pins = Pins::new(Waker::noop().clone());
+        let mut bytes = vec![0; 301];
+        let (base, len) = (NonNull::new(bytes.as_mut_ptr()).expect("not null"), bytes.len());
+        // SAFETY: the Vec's bytes stay where they are until it is dropped, and nobody else uses them.
+        let mut buffer = unsafe { pins.pin_mut(base, len, bytes) };
+        assert!(buffer.as_mut_slice().is_none(), "others may write it");
+        buffer.fill_from(&Buffer::from(vec![7; 300])).expect("there is room");
+        assert_eq!((buffer.len(), pins.take_released().len()), (300, 0));
+        drop(buffer.freeze());
+        let released = pins.take_released().pop().expect("the last handle is dropped");
+        assert_eq!((released[299], released[300]), (7, 0));
     }
 
     #[test]
