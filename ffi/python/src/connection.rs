@@ -1,13 +1,15 @@
 //! Connections.
 
 use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, Ordering};
 
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
-use towline::{Message, Prefetch, Result};
+use towline::{Error, ErrorKind, Message, Prefetch, Result};
 
 use crate::error::{OrRaise, exception};
 use crate::event_loop::{EventLoop, Outcome};
+use crate::incoming::Arrived;
 use crate::message::{self, Form};
 use crate::unclaimed::Unclaimed;
 
@@ -17,13 +19,15 @@ use crate::unclaimed::Unclaimed;
 pub(crate) struct Connection {
     connection: towline::Connection,
     endpoint: towline::Endpoint,
-    /// Messages that were received for a call that was cancelled at that moment.
-    unclaimed: Unclaimed<Message>,
+    /// Messages that arrived for a call that was cancelled at that moment.
+    unclaimed: Unclaimed<Arrived>,
+    /// Whether the driver receives ahead of the calls.
+    prefetches: AtomicBool,
 }
 
 impl Connection {
     pub(crate) fn new(endpoint: towline::Endpoint, connection: towline::Connection) -> Self {
-        Self { connection, endpoint, unclaimed: Unclaimed::default() }
+        Self { connection, endpoint, unclaimed: Unclaimed::default(), prefetches: AtomicBool::new(false) }
     }
 
     /// Receives the next message. If the driver has received it already, a poll on the event loop moves no
@@ -34,14 +38,21 @@ impl Connection {
         event_loop: &EventLoop,
         form: Form,
     ) -> PyResult<Bound<'py, PyAny>> {
-        if let Some(message) = self.unclaimed.pop() {
-            return form.object(py, message);
-        }
         let (connection, unclaimed) = (self.connection.clone(), self.unclaimed.clone());
-        event_loop.watch(py, async move {
-            let message = unclaimed.next(connection.recv()).await?;
-            Ok(Outcome::Received(message, form))
-        })
+        let received = async move {
+            let whole = async { connection.recv().await.map(Arrived::Whole) };
+            let mut claim = unclaimed.next(whole).await?;
+            if let Some(message) = claim.take() {
+                // Nothing is awaited for one that is whole, so that it cannot be lost.
+                claim.put(Arrived::Whole(message.accept().await?));
+            }
+            Ok(Outcome::Received(claim, form))
+        };
+        if self.prefetches.load(Ordering::Relaxed) {
+            event_loop.watch(py, received)
+        } else {
+            event_loop.start(py, &self.endpoint, received)
+        }
     }
 
     /// Sends a message: its operation, which ends once the memory of its frames is free again.
@@ -71,7 +82,9 @@ impl Connection {
     /// Receives messages ahead of `recv` from now on, on the endpoint's thread: at most so many, and so many bytes.
     fn prefetch(&self, py: Python<'_>, messages: usize, bytes: u64) -> PyResult<()> {
         let prefetch = Prefetch::default().writable(true).messages(messages).bytes(bytes);
-        self.connection.prefetch(prefetch).or_raise(py)
+        self.connection.prefetch(prefetch).or_raise(py)?;
+        self.prefetches.store(true, Ordering::Relaxed);
+        Ok(())
     }
 
     /// Sends any number of frames as one packed message.
@@ -93,6 +106,21 @@ impl Connection {
     /// Receives a packed message: a list of writable memoryviews.
     fn recv_packed<'py>(&self, py: Python<'py>, event_loop: &EventLoop) -> PyResult<Bound<'py, PyAny>> {
         self.receive(py, event_loop, Form::Packed)
+    }
+
+    /// Returns the next message before its payload is received.
+    fn incoming<'py>(&self, py: Python<'py>, event_loop: &EventLoop) -> PyResult<Bound<'py, PyAny>> {
+        if self.prefetches.load(Ordering::Relaxed) {
+            let why = "this connection receives ahead, so its messages have their memory already: connect or \
+                       accept with prefetch=None to choose it";
+            return Err(exception(py, &Error::new(ErrorKind::Invalid, why)));
+        }
+        let (connection, endpoint, unclaimed) =
+            (self.connection.clone(), self.endpoint.clone(), self.unclaimed.clone());
+        event_loop.start(py, &self.endpoint, async move {
+            let announced = async { connection.incoming().await.map(Arrived::Announced) };
+            Ok(Outcome::Announced(endpoint, unclaimed.next(announced).await?))
+        })
     }
 
     /// Sends what is queued, and ends the connection in good order.

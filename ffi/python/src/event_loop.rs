@@ -15,6 +15,7 @@ use towline::{CompletionQueue, Result};
 use crate::connection::Connection;
 use crate::endpoint::Listener;
 use crate::error::{OrRaise, exception};
+use crate::incoming::{Arrived, Incoming};
 use crate::message::Form;
 use crate::unclaimed::Claim;
 use crate::view::{PinnedView, release_orphans};
@@ -25,7 +26,10 @@ pub(crate) enum Outcome {
     Connected(towline::Endpoint, towline::Connection),
     Accepted(towline::Endpoint, Claim<towline::Connection>),
     Listening(towline::Endpoint, towline::Listener),
-    Received(Claim<towline::Message>, Form),
+    /// It is whole.
+    Received(Claim<Arrived>, Form),
+    Announced(towline::Endpoint, Claim<Arrived>),
+    Message(towline::Message, Form),
     Text(String),
 }
 
@@ -79,9 +83,11 @@ impl EventLoop {
 
     /// Releases objects that were sent, and sets the futures of calls that have ended.
     fn advance(&self, py: Python<'_>) -> PyResult<()> {
+        let ended = self.queue.drain();
+        // The objects of the calls that have ended are released before their futures are set.
         self.release(py);
         let mut first_error = Ok(());
-        for (key, result) in self.queue.drain() {
+        for (key, result) in ended {
             let Some(call) = lock(&self.calls).remove(&key) else { continue };
             // An error of one call must not lose the results of the others.
             let ended = call.get().end(py, result);
@@ -231,7 +237,15 @@ fn object(py: Python<'_>, result: Result<Outcome>) -> PyResult<Bound<'_, PyAny>>
         Outcome::Listening(endpoint, listener) => {
             Bound::new(py, Listener::new(endpoint, listener))?.into_any()
         }
-        Outcome::Received(mut claim, form) => form.object(py, claim.take().ok_or_else(taken)?)?,
+        Outcome::Received(mut claim, form) => match claim.take() {
+            Some(Arrived::Whole(message)) => form.object(py, message)?,
+            _ => return Err(taken()),
+        },
+        Outcome::Announced(endpoint, mut claim) => {
+            let incoming = claim.take().ok_or_else(taken)?;
+            Bound::new(py, Incoming::new(py, endpoint, incoming))?.into_any()
+        }
+        Outcome::Message(message, form) => form.object(py, message)?,
         Outcome::Text(text) => text.into_pyobject(py)?.into_any(),
     })
 }

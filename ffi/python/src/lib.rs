@@ -9,6 +9,7 @@ mod endpoint;
 mod error;
 mod event_loop;
 mod frame;
+mod incoming;
 mod message;
 mod unclaimed;
 mod view;
@@ -25,6 +26,7 @@ fn _towline(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<endpoint::Listener>()?;
     module.add_class::<endpoint::Tls>()?;
     module.add_class::<connection::Connection>()?;
+    module.add_class::<incoming::Incoming>()?;
     module.add_class::<frame::Frame>()?;
     module.add_function(wrap_pyfunction!(run_command, module)?)?;
     Ok(())

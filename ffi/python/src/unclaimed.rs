@@ -72,6 +72,11 @@ impl<T> Claim<T> {
     pub(crate) fn take(&mut self) -> Option<T> {
         self.value.take()
     }
+
+    /// Puts a value in the place of the one that was taken.
+    pub(crate) fn put(&mut self, value: T) {
+        self.value = Some(value);
+    }
 }
 
 impl<T> Drop for Claim<T> {

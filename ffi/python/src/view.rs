@@ -6,6 +6,7 @@
 
 #![expect(unsafe_code, reason = "the buffer protocol is one of pointers")]
 
+use std::ffi::c_int;
 use std::mem::MaybeUninit;
 use std::ptr::{self, NonNull};
 use std::sync::Mutex;
@@ -13,8 +14,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use pyo3::ffi;
 use pyo3::prelude::*;
-use towline::Buffer;
 use towline::memory::Pins;
+use towline::{Buffer, BufferMut};
 
 /// A view of an object's contiguous bytes. While it lives, the object keeps them where they are.
 pub(crate) struct View<'py> {
@@ -57,11 +58,23 @@ impl<'py> View<'py> {
     /// # Errors
     /// `TypeError` or `BufferError` if it has no contiguous bytes in host memory.
     pub(crate) fn of(object: &Bound<'py, PyAny>) -> PyResult<Self> {
+        Self::with(object, ffi::PyBUF_SIMPLE)
+    }
+
+    /// Takes a view of `object`, to write to.
+    ///
+    /// # Errors
+    /// `TypeError` or `BufferError` if it has no contiguous, writable bytes in host memory.
+    pub(crate) fn writable(object: &Bound<'py, PyAny>) -> PyResult<Self> {
+        Self::with(object, ffi::PyBUF_WRITABLE)
+    }
+
+    fn with(object: &Bound<'py, PyAny>, flags: c_int) -> PyResult<Self> {
         // The view may point into itself, so it never moves.
         let mut view = Box::new(MaybeUninit::<RawView>::uninit());
         let filled = view.as_mut_ptr().cast();
         // SAFETY: both pointers are valid, and this thread is attached, as `object` proves.
-        let failed = unsafe { ffi::PyObject_GetBuffer(object.as_ptr(), filled, ffi::PyBUF_SIMPLE) };
+        let failed = unsafe { ffi::PyObject_GetBuffer(object.as_ptr(), filled, flags) };
         if failed != 0 {
             return Err(PyErr::fetch(object.py()));
         }
@@ -97,6 +110,15 @@ impl<'py> View<'py> {
         // SAFETY: the view keeps its bytes there and readable until it is released, and an object's bytes are
         // initialised.
         unsafe { pins.pin(base, len, view) }
+    }
+
+    /// As [`pin`](Self::pin), for a view that is [`writable`](Self::writable), to receive into.
+    pub(crate) fn pin_mut(mut self, pins: &Pins<PinnedView>) -> BufferMut {
+        let Some(view) = self.view.take() else { return BufferMut::new() };
+        let (base, len) = (view.base(), view.len());
+        // SAFETY: the view keeps its bytes there, readable and writable, until it is released, and an object's
+        // bytes are initialised. Only Python's code and copies of foreign memory use them (M5).
+        unsafe { pins.pin_mut(base, len, view) }
     }
 }
 

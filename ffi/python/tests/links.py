@@ -29,13 +29,13 @@ def run(work: Coroutine[Any, Any, Any]) -> Any:
 
 @asynccontextmanager
 async def connected(
-    address: str = "tcp://127.0.0.1:0", **options: Any
+    address: str = "tcp://127.0.0.1:0", *, accept: dict[str, Any] | None = None, **options: Any
 ) -> AsyncIterator[tuple[towline.Connection, towline.Connection]]:
-    """Two ends of a connection between two endpoints of this process."""
+    """Two ends of a connection between two endpoints of this process. ``accept`` is for the second end."""
     near_end = towline.Endpoint(**options)
     far_end = near_end if address.startswith("mem") else towline.Endpoint(**options)
     async with await far_end.listen(address) as listener:
-        accepted = asyncio.ensure_future(listener.accept())
+        accepted = asyncio.ensure_future(listener.accept(**(accept or {})))
         near = await near_end.connect(listener.address)
         far = await accepted
         try:

@@ -23,7 +23,9 @@ own.
 
 from __future__ import annotations
 
-from ._aio import Connection, Endpoint, Listener, Message, Prefetch
+from ._aio import Connection, Endpoint, Listener, Prefetch
+from ._incoming import Incoming
+from ._message import Message
 from ._towline import Frame, Tls
 from .errors import (
     ClosedError,
@@ -49,6 +51,7 @@ __all__ = [
     "Error",
     "Frame",
     "IncompatibleError",
+    "Incoming",
     "InvalidError",
     "Listener",
     "Message",

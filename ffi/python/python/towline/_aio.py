@@ -7,19 +7,12 @@ from types import TracebackType
 from typing import TYPE_CHECKING, NamedTuple, Self
 
 from . import _towline
+from ._incoming import Incoming
 from ._loop import current, ended
+from ._message import Message
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
-
-
-class Message(NamedTuple):
-    """A received message."""
-
-    header: bytes
-    """At most 64 KiB."""
-    frames: list[_towline.Frame]
-    """Writable memory, one allocation for each frame of 16 KiB and more."""
 
 
 class Prefetch(NamedTuple):
@@ -165,6 +158,14 @@ class Connection:
         loop = current()
         frames: list[memoryview] = await ended(loop, self._inner.recv_packed(loop))
         return frames
+
+    async def incoming(self) -> Incoming:
+        """Return the next message as soon as its header is here, to choose the memory of its payload.
+
+        For connections with ``prefetch=None``: the others receive ahead. Cancelling loses nothing.
+        """
+        loop = current()
+        return Incoming(await ended(loop, self._inner.incoming(loop)))
 
     async def close(self) -> None:
         """Send what is queued, and end the connection in good order."""

@@ -1,0 +1,53 @@
+"""Announced messages."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from . import _towline
+from ._loop import current, ended
+from ._message import Message
+
+if TYPE_CHECKING:
+    from typing_extensions import Buffer
+
+
+class Incoming:
+    """A message whose header has arrived and whose payload has no memory yet. Accept it, or reject it.
+
+    Dropping it rejects it. The messages behind it wait until then.
+    """
+
+    __slots__ = ("_inner", "__weakref__")
+
+    def __init__(self, inner: _towline.Incoming) -> None:
+        self._inner = inner
+
+    @property
+    def header(self) -> bytes:
+        """The message's header."""
+        return self._inner.header
+
+    @property
+    def sizes(self) -> list[int]:
+        """The number of bytes of each frame."""
+        return self._inner.sizes
+
+    async def accept(self) -> Message:
+        """Receive the message into fresh memory. Cancelling drops the message."""
+        loop = current()
+        return Message(*await ended(loop, self._inner.accept(loop)))
+
+    async def accept_into(self, buffers: Iterable[Buffer | None]) -> None:
+        """Receive each frame into the start of a writable buffer. ``None`` discards the frame.
+
+        The buffers keep their size and their place until the call ends. A call that is cancelled may still write
+        them, until the message has arrived. Wrong buffers raise an exception, and the message can still be accepted.
+        """
+        loop = current()
+        await ended(loop, self._inner.accept_into(loop, buffers))
+
+    def reject(self) -> None:
+        """Discard the message. Its payload is not received."""
+        self._inner.reject()
