@@ -3,22 +3,28 @@
 #![expect(unsafe_code, reason = "the buffer protocol is one of pointers")]
 
 use std::ffi::c_int;
+use std::ptr::NonNull;
+use std::sync::Arc;
+use std::task::Waker;
 
 use pyo3::exceptions::{PyBufferError, PyOverflowError};
 use pyo3::ffi;
 use pyo3::prelude::*;
 use pyo3::types::PyMemoryView;
-use towline::{Buffer, BufferMut};
+use towline::memory::Pins;
+use towline::{Buffer, BufferMut, Result};
 
+use crate::dlpack;
 use crate::error::OrRaise;
+use crate::freeing;
 
 /// Received bytes: an object with the buffer protocol. It is writable, and has memory of its own. NumPy,
-/// pandas, PyArrow and PyTorch use it without a copy.
+/// pandas, PyArrow and PyTorch use it without a copy, by the buffer protocol or by DLPack.
 #[pyclass(frozen, module = "towline", weakref)]
 #[derive(Debug)]
 pub(crate) struct Frame {
-    /// Python code alone uses the bytes, through the buffer protocol, as long as this is alive.
-    buffer: BufferMut,
+    /// Python code alone uses the bytes, through the buffer protocol and DLPack. Tensors share them.
+    buffer: Arc<BufferMut>,
     len: usize,
 }
 
@@ -37,7 +43,7 @@ impl Frame {
                 copied.or_raise(py)?
             }
         };
-        Ok(Self { buffer, len })
+        Ok(Self { buffer: Arc::new(buffer), len })
     }
 
     /// Returns a memoryview of a new frame.
@@ -45,6 +51,33 @@ impl Frame {
         PyMemoryView::from(Bound::new(py, Self::new(py, buffer)?)?.as_any())
     }
 }
+
+/// A copy of a frame's memory.
+fn copied(memory: &Arc<BufferMut>) -> Result<BufferMut> {
+    let base = NonNull::new(memory.as_ptr().cast_mut()).unwrap_or(NonNull::dangling());
+    // SAFETY: the handle is the owner, and keeps the bytes where they are (M1). They are initialised (M4), and only
+    // Python's code and copies of foreign memory use them (M5).
+    let source = unsafe { Pins::new(Waker::noop().clone()).pin(base, memory.len(), memory.clone()) };
+    let mut copy = BufferMut::with_alignment(memory.len(), 64)?;
+    copy.fill_from(&source)?;
+    Ok(copy)
+}
+
+/// Lets go of a frame's memory, as an attached thread must: the freeing thread frees much of it.
+pub(crate) fn release(memory: &mut Arc<BufferMut>) {
+    if memory.len() >= LONG && Arc::strong_count(memory) == 1 {
+        freeing::free(std::mem::take(memory));
+    }
+}
+
+impl Drop for Frame {
+    fn drop(&mut self) {
+        release(&mut self.buffer);
+    }
+}
+
+/// From this length on, in bytes, memory is a mapping of its own, and to free it may take more than 100 µs.
+const LONG: usize = 2 << 20;
 
 /// Copies below this length, in bytes, take a few microseconds at most, less than leaving and entering the
 /// interpreter may.
@@ -58,6 +91,41 @@ impl Frame {
 
     fn __repr__(&self) -> String {
         format!("<towline.Frame of {} bytes>", self.len)
+    }
+
+    /// The device of the memory, as DLPack has it: the CPU.
+    fn __dlpack_device__(&self) -> (i32, i32) {
+        dlpack::HOST
+    }
+
+    /// The bytes as a DLPack tensor of one dimension, which shares the memory.
+    #[pyo3(signature = (*, stream=None, max_version=None, dl_device=None, copy=None))]
+    fn __dlpack__<'py>(
+        &self,
+        py: Python<'py>,
+        stream: Option<&Bound<'py, PyAny>>,
+        max_version: Option<(u32, u32)>,
+        dl_device: Option<(i32, i32)>,
+        copy: Option<bool>,
+    ) -> PyResult<Bound<'py, PyAny>> {
+        if stream.is_some() {
+            return Err(PyBufferError::new_err("the frame is in host memory: it has no stream"));
+        }
+        if let Some(device) = dl_device
+            && device != dlpack::HOST
+        {
+            let why =
+                format!("the frame is in host memory (1, 0): it cannot be exported to device {device:?}");
+            return Err(PyBufferError::new_err(why));
+        }
+        let is_copied = copy == Some(true);
+        let memory = if is_copied {
+            Arc::new(py.detach(|| copied(&self.buffer)).or_raise(py)?)
+        } else {
+            self.buffer.clone()
+        };
+        let is_versioned = max_version.is_some_and(|(major, _)| major >= 1);
+        dlpack::export(py, memory, self.len, is_versioned, is_copied)
     }
 
     /// # Safety

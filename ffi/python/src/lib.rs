@@ -5,10 +5,12 @@
 //! the event loop takes them and releases Python's objects.
 
 mod connection;
+mod dlpack;
 mod endpoint;
 mod error;
 mod event_loop;
 mod frame;
+mod freeing;
 mod incoming;
 mod message;
 mod unclaimed;

@@ -1,4 +1,4 @@
-//! Objects of Python's whose memory is sent: views by the buffer protocol.
+//! Objects of Python's whose memory is sent or received into: views by the buffer protocol, or by DLPack.
 //!
 //! The invariant: a view is released by a thread that is attached to the interpreter. [`View`] proves it by its
 //! lifetime. [`PinnedView`] may be dropped anywhere, and is then kept until such a thread calls
@@ -6,7 +6,6 @@
 
 #![expect(unsafe_code, reason = "the buffer protocol is one of pointers")]
 
-use std::ffi::c_int;
 use std::mem::MaybeUninit;
 use std::ptr::{self, NonNull};
 use std::sync::Mutex;
@@ -15,6 +14,8 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use pyo3::ffi;
 use pyo3::prelude::*;
 use towline::memory::Pins;
+
+use crate::dlpack::Tensor;
 use towline::{Buffer, BufferMut};
 
 /// A view of an object's contiguous bytes. While it lives, the object keeps them where they are.
@@ -25,7 +26,13 @@ pub(crate) struct View<'py> {
 }
 
 /// A view whose bytes an operation reads.
-pub(crate) struct PinnedView(Option<Box<RawView>>);
+pub(crate) struct PinnedView(Option<Owner>);
+
+/// What keeps an object's bytes where they are.
+enum Owner {
+    Buffer(Box<RawView>),
+    Tensor(Tensor),
+}
 
 /// A filled view. It has the layout of its field. Dropping the memory releases nothing.
 #[repr(transparent)]
@@ -58,7 +65,7 @@ impl<'py> View<'py> {
     /// # Errors
     /// `TypeError` or `BufferError` if it has no contiguous bytes in host memory.
     pub(crate) fn of(object: &Bound<'py, PyAny>) -> PyResult<Self> {
-        Self::with(object, ffi::PyBUF_SIMPLE)
+        Self::with(object, false)
     }
 
     /// Takes a view of `object`, to write to.
@@ -66,10 +73,16 @@ impl<'py> View<'py> {
     /// # Errors
     /// `TypeError` or `BufferError` if it has no contiguous, writable bytes in host memory.
     pub(crate) fn writable(object: &Bound<'py, PyAny>) -> PyResult<Self> {
-        Self::with(object, ffi::PyBUF_WRITABLE)
+        Self::with(object, true)
     }
 
-    fn with(object: &Bound<'py, PyAny>, flags: c_int) -> PyResult<Self> {
+    fn with(object: &Bound<'py, PyAny>, writable: bool) -> PyResult<Self> {
+        // SAFETY: the object is valid, and this thread is attached.
+        let has_buffer = unsafe { ffi::PyObject_CheckBuffer(object.as_ptr()) } != 0;
+        if !has_buffer && let Some(tensor) = Tensor::of(object, writable)? {
+            return Ok(Self { view: Some(PinnedView(Some(Owner::Tensor(tensor)))), py: object.py() });
+        }
+        let flags = if writable { ffi::PyBUF_WRITABLE } else { ffi::PyBUF_SIMPLE };
         // The view may point into itself, so it never moves.
         let mut view = Box::new(MaybeUninit::<RawView>::uninit());
         let filled = view.as_mut_ptr().cast();
@@ -80,7 +93,7 @@ impl<'py> View<'py> {
         }
         // SAFETY: the call succeeded, so it filled the view.
         let view = unsafe { view.assume_init() };
-        Ok(Self { view: Some(PinnedView(Some(view))), py: object.py() })
+        Ok(Self { view: Some(PinnedView(Some(Owner::Buffer(view)))), py: object.py() })
     }
 
     /// The number of bytes.
@@ -91,12 +104,12 @@ impl<'py> View<'py> {
     /// Returns a copy of the bytes.
     pub(crate) fn to_vec(&self) -> Vec<u8> {
         let mut bytes = Vec::with_capacity(self.len());
-        if let Some(PinnedView(Some(view))) = &self.view
-            && self.len() > 0
+        if let Some(view) = &self.view
+            && view.len() > 0
         {
             // SAFETY: the view keeps its bytes readable, the Vec has room for them, and no object has its memory.
             // No slice of them is formed: without a GIL another thread may write them.
-            unsafe { ptr::copy_nonoverlapping(view.0.buf.cast::<u8>(), bytes.as_mut_ptr(), self.len()) };
+            unsafe { ptr::copy_nonoverlapping(view.base().as_ptr(), bytes.as_mut_ptr(), self.len()) };
             // SAFETY: the copy initialised them.
             unsafe { bytes.set_len(self.len()) };
         }
@@ -132,19 +145,29 @@ impl Drop for View<'_> {
 
 impl PinnedView {
     fn base(&self) -> NonNull<u8> {
-        let base = self.0.as_ref().and_then(|view| NonNull::new(view.0.buf.cast()));
-        base.unwrap_or(NonNull::dangling())
+        match &self.0 {
+            Some(Owner::Buffer(view)) => NonNull::new(view.0.buf.cast()).unwrap_or(NonNull::dangling()),
+            Some(Owner::Tensor(tensor)) => tensor.base,
+            None => NonNull::dangling(),
+        }
     }
 
     fn len(&self) -> usize {
-        self.0.as_ref().and_then(|view| usize::try_from(view.0.len).ok()).unwrap_or(0)
+        match &self.0 {
+            Some(Owner::Buffer(view)) => usize::try_from(view.0.len).unwrap_or(0),
+            Some(Owner::Tensor(tensor)) => tensor.len,
+            None => 0,
+        }
     }
 
     /// Lets go of the object.
-    pub(crate) fn release(mut self, _attached: Python<'_>) {
-        let Some(mut view) = self.0.take() else { return };
-        // SAFETY: the view was filled by `PyObject_GetBuffer`, and is released once. This thread is attached.
-        unsafe { ffi::PyBuffer_Release(&mut view.0) };
+    pub(crate) fn release(mut self, attached: Python<'_>) {
+        match self.0.take() {
+            // SAFETY: the view was filled by `PyObject_GetBuffer`, and is released once. This thread is attached.
+            Some(Owner::Buffer(mut view)) => unsafe { ffi::PyBuffer_Release(&mut view.0) },
+            Some(Owner::Tensor(tensor)) => tensor.release(attached),
+            None => {}
+        }
     }
 }
 

@@ -79,8 +79,8 @@ pub(crate) unsafe fn load(from: *const u8, dst: &mut [MaybeUninit<u8>]) {
 pub(super) unsafe fn store(src: &[u8], to: *mut u8) {
     #[cfg(all(target_arch = "x86_64", not(miri)))]
     if src.len() >= STRING_LEN_MIN {
-        // SAFETY: a source that is borrowed, hence not written (M2), and the caller's promise for the destination
-        // (M1, M5).
+        // SAFETY: a source that is borrowed, hence not written (M2), and the caller's promise for the
+        // destination (M1, M5).
         return unsafe { copy_string(src.as_ptr(), to, src.len()) };
     }
     let (head, rest) = src.split_at(to.align_offset(WORD).min(src.len()));

@@ -18,10 +18,11 @@ use crate::platform::process::Process;
 /// Lends the memory of another language's objects to operations without a copy, and returns each object's
 /// owner once its bytes are free again.
 ///
-/// A binding [`pin`](Self::pin)s an object to send, or [`pin_mut`](Self::pin_mut)s one to receive into: the owner is what keeps the object's memory where it is, such as a
-/// reference or a view. Operations drop buffers on any thread, and most languages allow only some threads to
-/// release an object. So the last handle of the buffer queues the owner and wakes the waker, and a thread that
-/// may release objects calls [`take_released`](Self::take_released). With
+/// A binding [`pin`](Self::pin)s an object to send, or [`pin_mut`](Self::pin_mut)s one to receive into:
+/// the owner is what keeps the object's memory where it is, such as a reference or a view. Operations
+/// drop buffers on any thread, and most languages allow only some threads to release an object. So the
+/// last handle of the buffer queues the owner and wakes the waker, and a thread that may release objects
+/// calls [`take_released`](Self::take_released). With
 /// [`CompletionQueue::waker`](crate::CompletionQueue::waker) that is the thread of the event loop.
 ///
 /// Clones are handles to the same queue. In a forked child, owners are neither queued nor dropped.
@@ -69,8 +70,8 @@ impl<T: Send + 'static> Pins<T> {
     /// # Safety
     ///
     /// Until `owner` is dropped, `base..base + len` stays allocated at that address and readable by the CPU,
-    /// from any thread (M1). `len` is at most `isize::MAX`, and all bytes are initialised (M4). Rust code of this
-    /// process writes them by atomic accesses alone (M5).
+    /// from any thread (M1). `len` is at most `isize::MAX`, and all bytes are initialised (M4). Rust code of
+    /// this process writes them by atomic accesses alone (M5).
     pub unsafe fn pin(&self, base: NonNull<u8>, len: usize, owner: T) -> Buffer {
         let pinned = self.pinned(base, len, owner, false);
         if len == 0 {
@@ -78,8 +79,8 @@ impl<T: Send + 'static> Pins<T> {
             drop(pinned);
             return Buffer::new();
         }
-        // SAFETY: the caller promises that the bytes are initialised (M4). The allocation is not writable, so no
-        // `BufferMut` of it exists.
+        // SAFETY: the caller promises that the bytes are initialised (M4). The allocation is not writable, so
+        // no `BufferMut` of it exists.
         unsafe { Buffer::from_allocation(Arc::new(pinned)) }
     }
 
@@ -161,7 +162,7 @@ unsafe impl<T: Send> Send for Pinned<T> {}
 // SAFETY: a shared reference only gives the address away (M1). The owner is behind a lock.
 unsafe impl<T: Send> Sync for Pinned<T> {}
 
-// SAFETY: the promises of `Pins::pin` and `Pins::pin_mut` (M1, M4). It is Foreign: others may write it (M5).
+// SAFETY: the promises of `Pins::pin` and `Pins::pin_mut` (M1, M4). It is Foreign: others may write (M5).
 unsafe impl<T: Send + 'static> Allocation for Pinned<T> {
     fn base(&self) -> NonNull<u8> {
         self.base

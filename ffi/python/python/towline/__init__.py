@@ -16,8 +16,8 @@ host, sockets or UCX between hosts::
 
     asyncio.run(main())
 
-Frames to send are any objects with contiguous bytes (``bytes``, ``memoryview``, NumPy arrays, PyArrow buffers). They
-are not copied, and must not change until ``send`` returns. Received frames are writable, and each has memory of its
+Frames to send are any objects with contiguous bytes (``bytes``, ``memoryview``, NumPy arrays, PyArrow buffers), or
+tensors that export DLPack. They are not copied, and must not change until ``send`` returns. Received frames are writable, and each has memory of its
 own.
 """
 
@@ -25,7 +25,7 @@ from __future__ import annotations
 
 from ._aio import Connection, Endpoint, Listener, Prefetch
 from ._incoming import Incoming
-from ._message import Message
+from ._message import Message, SupportsDLPack
 from ._towline import Frame, Tls
 from .errors import (
     ClosedError,
@@ -59,6 +59,7 @@ __all__ = [
     "Prefetch",
     "RefusedError",
     "RejectedError",
+    "SupportsDLPack",
     "TimedOutError",
     "Tls",
     "TooLargeError",

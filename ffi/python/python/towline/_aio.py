@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, NamedTuple, Self
 from . import _towline
 from ._incoming import Incoming
 from ._loop import current, ended
-from ._message import Message
+from ._message import Message, SupportsDLPack
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -135,7 +135,7 @@ class Connection:
         if prefetch is not None:
             inner.prefetch(*prefetch)
 
-    async def send(self, header: Buffer = b"", frames: Iterable[Buffer] = ()) -> None:
+    async def send(self, header: Buffer = b"", frames: Iterable[Buffer | SupportsDLPack] = ()) -> None:
         """Send a message. Returns once the frames may change again. They stay alive until then.
 
         Cancelling detaches the call: the message is still sent.
@@ -143,7 +143,7 @@ class Connection:
         loop = current()
         await ended(loop, self._inner.send(loop, header, frames))
 
-    async def send_packed(self, frames: Iterable[Buffer]) -> None:
+    async def send_packed(self, frames: Iterable[Buffer | SupportsDLPack]) -> None:
         """Send any number of frames as one message, small ones together. ``recv_packed`` returns them."""
         loop = current()
         await ended(loop, self._inner.send_packed(loop, frames))

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 from . import _towline
 from ._loop import current, ended
-from ._message import Message
+from ._message import Message, SupportsDLPack
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -39,7 +39,7 @@ class Incoming:
         loop = current()
         return Message(*await ended(loop, self._inner.accept(loop)))
 
-    async def accept_into(self, buffers: Iterable[Buffer | None]) -> None:
+    async def accept_into(self, buffers: Iterable[Buffer | SupportsDLPack | None]) -> None:
         """Receive each frame into the start of a writable buffer. ``None`` discards the frame.
 
         The buffers keep their size and their place until the call ends. A call that is cancelled may still write
