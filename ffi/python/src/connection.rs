@@ -11,7 +11,9 @@ use crate::error::{OrRaise, exception};
 use crate::event_loop::{EventLoop, Outcome};
 use crate::incoming::Arrived;
 use crate::message::{self, Form};
+use crate::region::{Region, RemoteRegion};
 use crate::unclaimed::Unclaimed;
+use crate::view::View;
 
 /// A connection to one peer.
 #[pyclass(frozen, module = "towline._towline", weakref)]
@@ -121,6 +123,51 @@ impl Connection {
             let announced = async { connection.incoming().await.map(Arrived::Announced) };
             Ok(Outcome::Announced(endpoint, unclaimed.next(announced).await?))
         })
+    }
+
+    /// Lets the peer read an object's bytes, for so many seconds.
+    #[pyo3(signature = (event_loop, object, lifetime=None))]
+    fn expose(
+        &self,
+        event_loop: &EventLoop,
+        object: &Bound<'_, PyAny>,
+        lifetime: Option<f64>,
+    ) -> PyResult<Region> {
+        Region::read(&self.endpoint, &self.connection, event_loop, object, lifetime)
+    }
+
+    /// Lets the peer write memory of `size` bytes, for so many seconds.
+    #[pyo3(signature = (size, lifetime=None))]
+    fn expose_writable(&self, py: Python<'_>, size: usize, lifetime: Option<f64>) -> PyResult<Region> {
+        Region::write(py, &self.endpoint, &self.connection, size, lifetime)
+    }
+
+    /// Reads the peer's memory, into a writable object or into memory of its own.
+    #[pyo3(signature = (event_loop, remote, offset, size=None, into=None))]
+    fn get<'py>(
+        &self,
+        py: Python<'py>,
+        event_loop: &EventLoop,
+        remote: &RemoteRegion,
+        offset: u64,
+        size: Option<u64>,
+        into: Option<&Bound<'py, PyAny>>,
+    ) -> PyResult<Bound<'py, PyAny>> {
+        remote.get(py, &self.endpoint, &self.connection, event_loop, (offset, size), into)
+    }
+
+    /// Writes the peer's memory.
+    fn put<'py>(
+        &self,
+        py: Python<'py>,
+        event_loop: &EventLoop,
+        remote: &RemoteRegion,
+        offset: u64,
+        object: &Bound<'py, PyAny>,
+    ) -> PyResult<Bound<'py, PyAny>> {
+        event_loop.release(py);
+        let from = message::buffer(View::of(object)?, &event_loop.pins);
+        remote.put(py, &self.endpoint, &self.connection, event_loop, offset, from)
     }
 
     /// Sends what is queued, and ends the connection in good order.

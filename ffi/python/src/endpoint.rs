@@ -203,6 +203,6 @@ fn parse_wait(wait: &str) -> PyResult<Wait> {
     }
 }
 
-fn seconds(seconds: f64) -> PyResult<Duration> {
+pub(crate) fn seconds(seconds: f64) -> PyResult<Duration> {
     Duration::try_from_secs_f64(seconds).map_err(|error| PyValueError::new_err(error.to_string()))
 }

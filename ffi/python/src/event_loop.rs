@@ -10,11 +10,12 @@ use pyo3::exceptions::PyRuntimeError;
 use pyo3::gc::{PyTraverseError, PyVisit};
 use pyo3::prelude::*;
 use towline::memory::Pins;
-use towline::{CompletionQueue, Result};
+use towline::{BufferMut, CompletionQueue, Result};
 
 use crate::connection::Connection;
 use crate::endpoint::Listener;
 use crate::error::{OrRaise, exception};
+use crate::frame::Frame;
 use crate::incoming::{Arrived, Incoming};
 use crate::message::Form;
 use crate::unclaimed::Claim;
@@ -30,6 +31,7 @@ pub(crate) enum Outcome {
     Received(Claim<Arrived>, Form),
     Announced(towline::Endpoint, Claim<Arrived>),
     Message(towline::Message, Form),
+    Frame(BufferMut),
     Text(String),
 }
 
@@ -246,6 +248,7 @@ fn object(py: Python<'_>, result: Result<Outcome>) -> PyResult<Bound<'_, PyAny>>
             Bound::new(py, Incoming::new(py, endpoint, incoming))?.into_any()
         }
         Outcome::Message(message, form) => form.object(py, message)?,
+        Outcome::Frame(memory) => Bound::new(py, Frame::of(memory))?.into_any(),
         Outcome::Text(text) => text.into_pyobject(py)?.into_any(),
     })
 }

@@ -46,6 +46,11 @@ impl Frame {
         Ok(Self { buffer: Arc::new(buffer), len })
     }
 
+    /// Takes memory over.
+    pub(crate) fn of(memory: BufferMut) -> Self {
+        Self { len: memory.len(), buffer: Arc::new(memory) }
+    }
+
     /// Returns a memoryview of a new frame.
     pub(crate) fn view<'py>(py: Python<'py>, buffer: Buffer) -> PyResult<Bound<'py, PyMemoryView>> {
         PyMemoryView::from(Bound::new(py, Self::new(py, buffer)?)?.as_any())

@@ -13,6 +13,7 @@ mod frame;
 mod freeing;
 mod incoming;
 mod message;
+mod region;
 mod unclaimed;
 mod view;
 
@@ -29,6 +30,8 @@ fn _towline(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<endpoint::Tls>()?;
     module.add_class::<connection::Connection>()?;
     module.add_class::<incoming::Incoming>()?;
+    module.add_class::<region::Region>()?;
+    module.add_class::<region::RemoteRegion>()?;
     module.add_class::<frame::Frame>()?;
     module.add_function(wrap_pyfunction!(run_command, module)?)?;
     Ok(())

@@ -73,6 +73,7 @@ fn to_views(py: Python<'_>, message: Message) -> PyResult<Bound<'_, PyList>> {
     Ok(views)
 }
 
-fn buffer(view: View<'_>, pins: &Pins<PinnedView>) -> Buffer {
+/// Takes a view over. A large one is not copied.
+pub(crate) fn buffer(view: View<'_>, pins: &Pins<PinnedView>) -> Buffer {
     if view.len() < PINNED_FROM { Buffer::from(view.to_vec()) } else { view.pin(pins) }
 }

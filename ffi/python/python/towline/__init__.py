@@ -26,7 +26,8 @@ from __future__ import annotations
 from ._aio import Connection, Endpoint, Listener, Prefetch
 from ._incoming import Incoming
 from ._message import Message, SupportsDLPack
-from ._towline import Frame, Tls
+from ._region import Region, WritableRegion
+from ._towline import Frame, RemoteRegion, Tls
 from .errors import (
     ClosedError,
     CorruptError,
@@ -58,7 +59,9 @@ __all__ = [
     "PeerLostError",
     "Prefetch",
     "RefusedError",
+    "Region",
     "RejectedError",
+    "RemoteRegion",
     "SupportsDLPack",
     "TimedOutError",
     "Tls",
@@ -66,4 +69,5 @@ __all__ = [
     "UnauthenticatedError",
     "UnavailableError",
     "UnsupportedError",
+    "WritableRegion",
 ]

@@ -10,6 +10,8 @@ from . import _towline
 from ._incoming import Incoming
 from ._loop import current, ended
 from ._message import Message, SupportsDLPack
+from ._region import Region, WritableRegion
+from ._towline import Frame, RemoteRegion
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -166,6 +168,41 @@ class Connection:
         """
         loop = current()
         return Incoming(await ended(loop, self._inner.incoming(loop)))
+
+    def expose(self, buffer: Buffer | SupportsDLPack, *, lifetime: float | None = None) -> Region:
+        """Let the peer read an object's bytes, until the region is closed or these seconds have passed.
+
+        The object stays where it is until the region is closed. A ``get`` reads it as it is at that moment.
+        """
+        return Region(self._inner.expose(current(), buffer, lifetime))
+
+    def expose_writable(self, size: int, *, lifetime: float | None = None) -> WritableRegion:
+        """Let the peer write new memory of so many zeroes, until the region is closed or these seconds have passed."""
+        return WritableRegion(self._inner.expose_writable(size, lifetime))
+
+    async def get(self, remote: RemoteRegion, *, offset: int = 0, size: int | None = None) -> Frame:
+        """Read the peer's exposed memory into a fresh frame: ``size`` bytes, or all behind ``offset``."""
+        loop = current()
+        frame: Frame = await ended(loop, self._inner.get(loop, remote, offset, size))
+        return frame
+
+    async def get_into(
+        self, remote: RemoteRegion, buffer: Buffer | SupportsDLPack, *, offset: int = 0, size: int | None = None
+    ) -> None:
+        """Read the peer's exposed memory into the start of a writable buffer, which keeps its size meanwhile.
+
+        A call that is cancelled may still write the buffer.
+        """
+        loop = current()
+        await ended(loop, self._inner.get(loop, remote, offset, size, buffer))
+
+    async def put(self, remote: RemoteRegion, data: Buffer | SupportsDLPack, *, offset: int = 0) -> None:
+        """Write the peer's exposed memory. Returns once the bytes are there.
+
+        Do not change ``data`` until then. Cancelling detaches the call.
+        """
+        loop = current()
+        await ended(loop, self._inner.put(loop, remote, offset, data))
 
     async def close(self) -> None:
         """Send what is queued, and end the connection in good order."""
