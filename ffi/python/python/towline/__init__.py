@@ -23,10 +23,11 @@ own.
 
 from __future__ import annotations
 
-from ._aio import Connection, Endpoint, Listener, Prefetch
+from ._aio import Connection, Endpoint, Listener
 from ._incoming import Incoming
 from ._message import Message, SupportsDLPack
 from ._region import Region, WritableRegion
+from ._state import Prefetch
 from ._towline import Frame, RemoteRegion, Tls
 from .errors import (
     ClosedError,

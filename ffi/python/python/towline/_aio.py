@@ -4,30 +4,20 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterable
 from types import TracebackType
-from typing import TYPE_CHECKING, NamedTuple, Self
+from typing import TYPE_CHECKING, Self
 
-from . import _towline
 from ._incoming import Incoming
 from ._loop import current, ended
 from ._message import Message, SupportsDLPack
 from ._region import Region, WritableRegion
+from ._state import ConnectionState, EndpointState, ListenerState, Prefetch
 from ._towline import Frame, RemoteRegion
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
 
-class Prefetch(NamedTuple):
-    """How far a connection receives ahead of ``recv``. A message beyond it is received once ``recv`` waits for it.
-
-    Without it (``prefetch=None``), a large message waits at the sender until ``recv`` is called.
-    """
-
-    messages: int = 2
-    bytes: int = 64 << 20
-
-
-class Endpoint:
+class Endpoint(EndpointState):
     """The entry point of a process. It listens at addresses, and connects to others.
 
     :param token: a secret that every peer must have, 1 to 4096 bytes. It is never sent.
@@ -41,32 +31,7 @@ class Endpoint:
     :param pool_idle_time: after how many seconds unused memory is freed. By default it is kept.
     """
 
-    __slots__ = ("_inner", "__weakref__")
-
-    def __init__(
-        self,
-        *,
-        token: Buffer | None = None,
-        tls: _towline.Tls | None = None,
-        trust_user: bool = False,
-        insecure: bool = False,
-        wait: str | None = None,
-        linger: float | None = None,
-        heartbeat: float | None = None,
-        pool_bytes: int | None = None,
-        pool_idle_time: float | None = None,
-    ) -> None:
-        self._inner = _towline.Endpoint(
-            token=token,
-            tls=tls,
-            trust_user=trust_user,
-            insecure=insecure,
-            wait=wait,
-            linger=linger,
-            heartbeat=heartbeat,
-            pool_bytes=pool_bytes,
-            pool_idle_time=pool_idle_time,
-        )
+    __slots__ = ()
 
     async def listen(self, address: str) -> Listener:
         """Listen at an address, such as ``towline://127.0.0.1:0``. Port 0 is a port that the system chooses."""
@@ -83,36 +48,15 @@ class Endpoint:
         loop = current()
         await ended(loop, self._inner.close(loop))
 
-    def backends(self) -> list[tuple[str, str]]:
-        """Return the name and the state of each backend."""
-        return self._inner.backends()
-
-    def metrics(self) -> str:
-        """Return the endpoint's metrics in the format of Prometheus."""
-        return self._inner.metrics()
-
-
-class Listener:
+class Listener(ListenerState):
     """Listens at one address. ``async with`` closes it, and ``async for`` yields connections."""
 
-    __slots__ = ("_inner", "__weakref__")
-
-    def __init__(self, inner: _towline.Listener) -> None:
-        self._inner = inner
-
-    @property
-    def address(self) -> str:
-        """The address to connect to, with the port that the system chose."""
-        return self._inner.address
+    __slots__ = ()
 
     async def accept(self, *, prefetch: Prefetch | None = Prefetch()) -> Connection:
         """Return the next connection."""
         loop = current()
         return Connection(await ended(loop, self._inner.accept(loop)), prefetch)
-
-    def close(self) -> None:
-        """Stop listening. Connections live on."""
-        self._inner.close()
 
     async def __aiter__(self) -> AsyncIterator[Connection]:
         while True:
@@ -127,15 +71,10 @@ class Listener:
         self.close()
 
 
-class Connection:
+class Connection(ConnectionState):
     """A connection to one peer, for messages in both directions at once. ``async with`` closes it."""
 
-    __slots__ = ("_inner", "__weakref__")
-
-    def __init__(self, inner: _towline.Connection, prefetch: Prefetch | None) -> None:
-        self._inner = inner
-        if prefetch is not None:
-            inner.prefetch(*prefetch)
+    __slots__ = ()
 
     async def send(self, header: Buffer = b"", frames: Iterable[Buffer | SupportsDLPack] = ()) -> None:
         """Send a message. Returns once the frames may change again. They stay alive until then.
@@ -209,44 +148,11 @@ class Connection:
         loop = current()
         await ended(loop, self._inner.close(loop))
 
-    def abort(self) -> None:
-        """End the connection now. The peer sees that it was lost."""
-        self._inner.abort()
-
-    @property
-    def closed(self) -> bool:
-        """Whether the connection has ended, at either end."""
-        return self._inner.closed()
-
-    @property
-    def close_reason(self) -> BaseException | None:
-        """Why the connection has ended."""
-        return self._inner.close_reason()
-
-    @property
-    def path(self) -> str:
-        """The backend that carries the connection: ``mem``, ``shm``, ``tcp``, ``ucx``."""
-        return self._inner.path
-
-    @property
-    def local_address(self) -> tuple[str, int] | None:
-        """This end's host and port. ``None`` within a process."""
-        return self._inner.local_address
-
-    @property
-    def peer_address(self) -> tuple[str, int] | None:
-        """The peer's host and port. ``None`` within a process."""
-        return self._inner.peer_address
-
     async def explain(self) -> str:
         """Return which path was chosen, and why no other."""
         loop = current()
         text: str = await ended(loop, self._inner.explain(loop))
         return text
-
-    def stats(self) -> dict[str, int]:
-        """Return what was counted on this connection."""
-        return self._inner.stats()
 
     async def __aenter__(self) -> Self:
         return self

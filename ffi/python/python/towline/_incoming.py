@@ -5,34 +5,21 @@ from __future__ import annotations
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
-from . import _towline
 from ._loop import current, ended
 from ._message import Message, SupportsDLPack
+from ._state import IncomingState
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
 
 
-class Incoming:
+class Incoming(IncomingState):
     """A message whose header has arrived and whose payload has no memory yet. Accept it, or reject it.
 
     Dropping it rejects it. The messages behind it wait until then.
     """
 
-    __slots__ = ("_inner", "__weakref__")
-
-    def __init__(self, inner: _towline.Incoming) -> None:
-        self._inner = inner
-
-    @property
-    def header(self) -> bytes:
-        """The message's header."""
-        return self._inner.header
-
-    @property
-    def sizes(self) -> list[int]:
-        """The number of bytes of each frame."""
-        return self._inner.sizes
+    __slots__ = ()
 
     async def accept(self) -> Message:
         """Receive the message into fresh memory. Cancelling drops the message."""
@@ -47,7 +34,3 @@ class Incoming:
         """
         loop = current()
         await ended(loop, self._inner.accept_into(loop, buffers))
-
-    def reject(self) -> None:
-        """Discard the message. Its payload is not received."""
-        self._inner.reject()

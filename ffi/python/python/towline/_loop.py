@@ -5,9 +5,17 @@ from __future__ import annotations
 import asyncio
 import os
 import weakref
-from typing import Any
+from typing import Any, Protocol
 
 from ._towline import EventLoop, Pending
+
+
+class MakesFutures(Protocol):
+    """An asyncio loop, as far as calls need it."""
+
+    def create_future(self) -> Any:
+        """Return a future, which gets its result once it is there."""
+
 
 # The asyncio loop holds its EventLoop by the reader's callback. The entry must not: a value that holds its key would
 # keep both, and their descriptors, for ever.

@@ -7,20 +7,13 @@ from typing import Self
 
 from . import _towline
 from ._loop import current, ended
+from ._state import RegionState
 
 
-class Exposed:
+class Exposed(RegionState):
     """Exposed memory. ``async with`` closes it, and dropping it ends the peer's access."""
 
-    __slots__ = ("_inner", "__weakref__")
-
-    def __init__(self, inner: _towline.Region) -> None:
-        self._inner = inner
-
-    @property
-    def remote(self) -> _towline.RemoteRegion:
-        """The right to access it, for the peer: send ``bytes(region.remote)`` in any message."""
-        return self._inner.remote
+    __slots__ = ()
 
     async def __aenter__(self) -> Self:
         return self

@@ -1,11 +1,11 @@
 """The Rust module: handles whose calls return a value at once, or a ``Pending``. The package's own classes use it."""
 
-import asyncio
 from collections.abc import Iterable
 from typing import Any, Self, final
 
 from typing_extensions import Buffer, CapsuleType
 
+from ._loop import MakesFutures
 from ._message import SupportsDLPack
 
 __all__ = [
@@ -24,9 +24,9 @@ __all__ = [
 
 @final
 class EventLoop:
-    """The calls in progress of one asyncio loop."""
+    """The calls in progress of one asyncio loop, or of one thread that waits."""
 
-    def __new__(cls, event_loop: asyncio.AbstractEventLoop) -> Self: ...
+    def __new__(cls, event_loop: MakesFutures) -> Self: ...
     def fileno(self) -> int: ...
     def advance(self) -> None: ...
     def cancel(self, call: Pending) -> None: ...
@@ -38,7 +38,7 @@ class Pending:
     """A call in progress."""
 
     @property
-    def future(self) -> asyncio.Future[None]: ...
+    def future(self) -> Any: ...
     def take(self) -> Any: ...
 
 @final
