@@ -49,7 +49,20 @@ class Endpoint(EndpointState):
         await ended(loop, self._inner.close(loop))
 
 class Listener(ListenerState):
-    """Listens at one address. ``async with`` closes it, and ``async for`` yields connections."""
+    """Listens at one address. ``async with`` closes it, and ``async for`` yields connections.
+
+    >>> import asyncio, towline
+    >>> async def main():
+    ...     endpoint = towline.Endpoint()
+    ...     async with await endpoint.listen("towline://127.0.0.1:0") as listener:
+    ...         near = await endpoint.connect(listener.address)
+    ...         async for far in listener:
+    ...             await far.send(b"welcome")
+    ...             break
+    ...         print((await near.recv()).header)
+    >>> asyncio.run(main())
+    b'welcome'
+    """
 
     __slots__ = ()
 
@@ -72,7 +85,29 @@ class Listener(ListenerState):
 
 
 class Connection(ConnectionState):
-    """A connection to one peer, for messages in both directions at once. ``async with`` closes it."""
+    """A connection to one peer, for messages in both directions at once. ``async with`` closes it.
+
+    >>> import asyncio, towline
+    >>> async def main():
+    ...     endpoint = towline.Endpoint()
+    ...     async with await endpoint.listen("towline://127.0.0.1:0") as listener:
+    ...         near = await endpoint.connect(listener.address)
+    ...         far = await listener.accept()
+    ...         async with near:
+    ...             await near.send_packed([b"any", b"number", b"of", b"frames"])
+    ...             print([bytes(frame) for frame in await far.recv_packed()])
+    ...             await near.send(b"the last one")
+    ...         # What was sent before the end is received. Then the end is an exception.
+    ...         print((await far.recv()).header)
+    ...         try:
+    ...             await far.recv()
+    ...         except towline.ClosedError:
+    ...             print(type(far.close_reason).__name__, far.stats()["messages_received"])
+    >>> asyncio.run(main())
+    [b'any', b'number', b'of', b'frames']
+    b'the last one'
+    ClosedError 2
+    """
 
     __slots__ = ()
 

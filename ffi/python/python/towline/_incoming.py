@@ -17,6 +17,22 @@ class Incoming(IncomingState):
     """A message whose header has arrived and whose payload has no memory yet. Accept it, or reject it.
 
     Dropping it rejects it. The messages behind it wait until then.
+
+    >>> import asyncio, towline
+    >>> async def main():
+    ...     endpoint = towline.Endpoint()
+    ...     async with await endpoint.listen("mem://") as listener:
+    ...         near = await endpoint.connect(listener.address)
+    ...         far = await listener.accept(prefetch=None)
+    ...         await near.send(b"image", [b"pixels", b"thumbnail"])
+    ...         incoming = await far.incoming()
+    ...         print(incoming.header, incoming.sizes)
+    ...         pixels = bytearray(b"------------")
+    ...         await incoming.accept_into([pixels, None])
+    ...         print(pixels)
+    >>> asyncio.run(main())
+    b'image' [6, 9]
+    bytearray(b'pixels------')
     """
 
     __slots__ = ()

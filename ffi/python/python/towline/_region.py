@@ -26,7 +26,26 @@ class Exposed(RegionState):
 
 
 class Region(Exposed):
-    """An object's memory that the peer may read. The object keeps its place and its size until it is closed."""
+    """An object's memory that the peer may read. The object keeps its place and its size until it is closed.
+
+    >>> import asyncio, towline
+    >>> async def main():
+    ...     endpoint = towline.Endpoint()
+    ...     async with await endpoint.listen("mem://") as listener:
+    ...         near = await endpoint.connect(listener.address)
+    ...         far = await listener.accept()
+    ...         async with near.expose(b"apples, pears, plums") as region:
+    ...             await near.send(bytes(region.remote))
+    ...             remote = towline.RemoteRegion((await far.recv()).header)
+    ...             print(len(remote), bytes(await far.get(remote, offset=8, size=5)))
+    ...         try:
+    ...             await far.get(remote)
+    ...         except towline.RejectedError:
+    ...             print("revoked")
+    >>> asyncio.run(main())
+    20 b'pears'
+    revoked
+    """
 
     __slots__ = ()
 
@@ -37,7 +56,20 @@ class Region(Exposed):
 
 
 class WritableRegion(Exposed):
-    """Memory that the peer may write. It is a frame once it is closed."""
+    """Memory that the peer may write. It is a frame once it is closed.
+
+    >>> import asyncio, towline
+    >>> async def main():
+    ...     endpoint = towline.Endpoint()
+    ...     async with await endpoint.listen("mem://") as listener:
+    ...         near = await endpoint.connect(listener.address)
+    ...         far = await listener.accept()
+    ...         region = near.expose_writable(8)
+    ...         await far.put(region.remote, b"line", offset=3)
+    ...         print(bytes(await region.close()))
+    >>> asyncio.run(main())
+    b'\\x00\\x00\\x00line\\x00'
+    """
 
     __slots__ = ()
 

@@ -14,6 +14,9 @@ class Prefetch(NamedTuple):
     """How far a connection receives ahead of ``recv``. A message beyond it is received once ``recv`` waits for it.
 
     Without it (``prefetch=None``), a large message waits at the sender until ``recv`` is called.
+
+    >>> Prefetch(messages=16)
+    Prefetch(messages=16, bytes=67108864)
     """
 
     messages: int = 2

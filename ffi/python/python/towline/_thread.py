@@ -86,6 +86,8 @@ def queue() -> EventLoop:
     return _waiter.queue()
 
 
-def call(method: Callable[Concatenate[EventLoop, P], Any], timeout: float | None, /, *args: P.args, **kw: P.kwargs) -> Any:
+def call(
+    method: Callable[Concatenate[EventLoop, P], Any], timeout: float | None, /, *args: P.args, **kw: P.kwargs
+) -> Any:
     """Make a call and wait for its end, for so many seconds."""
     return _waiter.wait(method(_waiter.queue(), *args, **kw), timeout)

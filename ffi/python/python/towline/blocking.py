@@ -6,7 +6,7 @@
     >>> listener = endpoint.listen("towline://127.0.0.1:0")
     >>> def serve():
     ...     with listener.accept() as connection:
-    ...         connection.send(b"sum", [bytes([sum(connection.recv().frames[0])])])
+    ...         connection.send(b"sum", [bytes([sum(bytes(connection.recv().frames[0]))])])
     >>> thread = threading.Thread(target=serve)
     >>> thread.start()
     >>> with endpoint.connect(listener.address) as connection:
@@ -174,7 +174,20 @@ class Connection(ConnectionState):
 
 
 class Incoming(IncomingState):
-    """A message whose header has arrived, as :class:`towline.Incoming`. Dropping it rejects it."""
+    """A message whose header has arrived, as :class:`towline.Incoming`. Dropping it rejects it.
+
+    >>> from towline import blocking
+    >>> endpoint = blocking.Endpoint()
+    >>> with endpoint.listen("mem://") as listener:
+    ...     near = endpoint.connect(listener.address)
+    ...     far = listener.accept(prefetch=None)
+    >>> near.send(b"numbers", [b"one", b"two"])
+    >>> incoming = far.incoming(timeout=10)
+    >>> one = bytearray(incoming.sizes[0])
+    >>> incoming.accept_into([one, None])
+    >>> one
+    bytearray(b'one')
+    """
 
     __slots__ = ()
 

@@ -1,14 +1,17 @@
 """The exceptions of the package: one class for each kind of error.
 
 Every class is an ``OSError``, and ``errno`` is set where the system reported the failure. Each is also the class
-that Python's own sockets raise for it, if there is one, so that code for sockets handles them::
+that Python's own sockets raise for it, if there is one, so that code for sockets handles them:
 
-    try:
-        connection = await endpoint.connect("towline://127.0.0.1:7000")
-    except ConnectionRefusedError:
-        ...  # not up yet: try again
-    except towline.IncompatibleError:
-        ...  # something else listens there: trying again does not help
+    >>> from towline import blocking, errors
+    >>> endpoint = blocking.Endpoint()
+    >>> try:
+    ...     connection = endpoint.connect("towline://127.0.0.1:1")
+    ... except ConnectionRefusedError as error:
+    ...     print("not up yet: try again")
+    ... except errors.IncompatibleError:
+    ...     print("something else listens there: trying again does not help")
+    not up yet: try again
 """
 
 from __future__ import annotations
