@@ -212,15 +212,33 @@ print("exits", flush=True)
 """
 
 
+EXIT_OF_THREADS = """
+import sys, threading, time
+from towline import blocking
+endpoint = blocking.Endpoint()
+listener = endpoint.listen(sys.argv[1])
+ends = [(endpoint.connect(listener.address), listener.accept(prefetch=None)) for _ in range(8)]
+for near, far in ends:
+    call, arguments = (far.recv, ()) if sys.argv[2] == "recv" else (near.send, (b"", [bytearray(48 << 20)]))
+    threading.Thread(target=call, args=arguments, daemon=True).start()
+time.sleep(0.05)
+print("exits", flush=True)
+"""
+
+
+@pytest.mark.parametrize("program", [EXIT, EXIT_OF_THREADS], ids=["loop", "threads"])
 @pytest.mark.parametrize("address", ["tcp://127.0.0.1:0", "shm://127.0.0.1:0", "mem://"])
 @pytest.mark.parametrize("what", ["recv", "send"])
-def test_the_interpreter_exits_at_once_with_open_connections(address: str, what: str) -> None:
-    command = [sys.executable, "-c", EXIT, address, what]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as child:
-        assert child.stdout is not None and child.stderr is not None
-        assert child.stdout.readline() == "exits\n", child.stderr.read()
-        start = time.monotonic()
-        code = child.wait(20)
-        assert code == 0, child.stderr.read()
-        # One second on an idle machine.
-        assert time.monotonic() - start < 3
+def test_the_interpreter_exits_at_once_with_open_connections(address: str, what: str, program: str) -> None:
+    def seconds() -> float:
+        command = [sys.executable, "-c", program, address, what]
+        with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as child:
+            assert child.stdout is not None and child.stderr is not None
+            assert child.stdout.readline() == "exits\n", child.stderr.read()
+            start = time.monotonic()
+            code = child.wait(20)
+            assert code == 0, child.stderr.read()
+            return time.monotonic() - start
+
+    # It takes 0.1 s. Other processes may have the processors meanwhile, so one of three attempts is enough.
+    assert any(seconds() < 1 for _ in range(3))
