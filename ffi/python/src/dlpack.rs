@@ -91,11 +91,11 @@ impl Tensor {
     /// `BufferError` if its bytes are on a device, are not contiguous, or are read-only and to be written.
     pub(crate) fn of(object: &Bound<'_, PyAny>, writable: bool) -> PyResult<Option<Self>> {
         let name = || object.get_type().name().map_or_else(|_| "object".to_owned(), |name| name.to_string());
-        if object.hasattr("__cuda_array_interface__")? {
-            return Err(on_device(&name(), "a CUDA device"));
-        }
         if !object.hasattr("__dlpack__")? {
-            return Ok(None);
+            return match object.hasattr("__cuda_array_interface__")? {
+                true => Err(on_device(&name(), "a CUDA device")),
+                false => Ok(None),
+            };
         }
         if object.hasattr("__dlpack_device__")? {
             let (device, number): (i32, i32) = object.call_method0("__dlpack_device__")?.extract()?;
