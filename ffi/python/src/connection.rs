@@ -5,7 +5,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
-use towline::{Error, ErrorKind, Message, Prefetch, Result};
+use towline::{Error, ErrorKind, Prefetch};
 
 use crate::error::{OrRaise, exception};
 use crate::event_loop::{EventLoop, Outcome};
@@ -56,15 +56,6 @@ impl Connection {
             event_loop.start(py, &self.endpoint, received)
         }
     }
-
-    /// Sends a message: its operation, which ends once the memory of its frames is free again.
-    fn sending(&self, message: Message) -> impl Future<Output = Result<Outcome>> + Send + 'static {
-        let connection = self.connection.clone();
-        async move {
-            connection.send(message).await?;
-            Ok(Outcome::Nothing)
-        }
-    }
 }
 
 #[pymethods]
@@ -78,7 +69,7 @@ impl Connection {
     ) -> PyResult<Bound<'py, PyAny>> {
         event_loop.release(py);
         let message = message::from_objects(header, frames, &event_loop.pins)?;
-        event_loop.start(py, &self.endpoint, self.sending(message))
+        event_loop.send(py, &self.endpoint, &self.connection, message)
     }
 
     /// Receives messages ahead of `recv` from now on, on the endpoint's thread: at most so many, and so many bytes.
@@ -98,7 +89,7 @@ impl Connection {
     ) -> PyResult<Bound<'py, PyAny>> {
         event_loop.release(py);
         let message = message::pack(frames, &event_loop.pins)?;
-        event_loop.start(py, &self.endpoint, self.sending(message))
+        event_loop.send(py, &self.endpoint, &self.connection, message)
     }
 
     fn recv<'py>(&self, py: Python<'py>, event_loop: &EventLoop) -> PyResult<Bound<'py, PyAny>> {

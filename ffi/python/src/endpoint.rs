@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use pyo3::exceptions::PyValueError;
 use pyo3::prelude::*;
-use towline::{Address, Pool, Token, Wait};
+use towline::{Address, BackendState, Pool, Token, Wait};
 
 use crate::error::OrRaise;
 use crate::event_loop::{EventLoop, Outcome};
@@ -154,8 +154,14 @@ impl Endpoint {
 
     /// The backends: `(name, state)` of each.
     fn backends(&self) -> Vec<(String, String)> {
-        let reports = self.0.backends().into_iter();
-        reports.map(|report| (report.name.to_owned(), format!("{:?}", report.state))).collect()
+        let state = |state| match state {
+            BackendState::Ready { version: Some(version), .. } => format!("ready, version {version}"),
+            BackendState::Ready { version: None, .. } => "ready".to_owned(),
+            BackendState::Unavailable { reason, remedy } => format!("unavailable: {reason}; {remedy}"),
+            BackendState::Planned => "not there yet".to_owned(),
+            _ => "unknown".to_owned(),
+        };
+        self.0.backends().into_iter().map(|report| (report.name.to_owned(), state(report.state))).collect()
     }
 
     /// The metrics, as Prometheus reads them.

@@ -24,7 +24,8 @@ def main(checkout: str, suites: list[str]) -> int:
     environment = os.environ | {"DASK_DISTRIBUTED__COMM__DEFAULT_SCHEME": "towline"}
     options = ["-q", "-p", "no:cacheprovider", "-W", "default", "--tb=native", "--timeout=60"]
     options += ["--timeout-method=signal", f"--junit-xml={report}"]
-    files = [f"distributed/tests/{suite}.py" for suite in suites]
+    folders = ("distributed/tests", "distributed/shuffle/tests")
+    files = [file for suite in suites for folder in folders if Path(checkout, file := f"{folder}/{suite}.py").exists()]
     report.unlink(missing_ok=True)
     command = [sys.executable, "-m", "pytest", *options, *files]
     code = subprocess.run(command, cwd=checkout, env=environment, check=False).returncode

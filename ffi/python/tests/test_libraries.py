@@ -1,0 +1,130 @@
+"""Claims: memory of PyArrow and MPI travels as frames without a copy of ours, and received frames become theirs."""
+
+from __future__ import annotations
+
+import os
+import pickle
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import towline
+from links import connected, run
+
+BIG = 1 << 20
+
+
+def library(name: str) -> Any:
+    """Import a library, or skip the test. ``TOWLINE_REQUIRE=python`` requires all of requirements.txt."""
+    if "python" in os.environ.get("TOWLINE_REQUIRE", "").split(","):
+        return __import__(name)
+    return pytest.importorskip(name)
+
+
+def large_addresses(buffers: list[Any]) -> list[int]:
+    views = [np.frombuffer(buffer, dtype="u1") for buffer in buffers]
+    return [view.ctypes.data for view in views if view.nbytes >= BIG]
+
+
+async def moved(header: bytes, frames: list[Any]) -> towline.Message:
+    """Send a message by tcp, and assert that neither end copied a large frame."""
+    async with connected("tcp://127.0.0.1:0") as (near, far):
+        await near.send(header, frames)
+        message = await far.recv()
+        small = sum(len(memoryview(frame).cast("B")) for frame in frames if memoryview(frame).nbytes < BIG)
+        assert near.stats()["bytes_copied"] + near.stats()["bytes_bounced"] <= small + len(header)
+        return message
+
+
+def test_a_parquet_table_travels_without_a_copy(tmp_path: Path) -> None:
+    arrow = library("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    count = 300_000
+    columns = {"trip": np.arange(count), "fare": np.linspace(1, 90, count), "zone": [f"z{at % 9}" for at in range(count)]}
+    parquet.write_table(arrow.table(columns), tmp_path / "trips.parquet")
+    table = parquet.read_table(tmp_path / "trips.parquet").combine_chunks()
+
+    # Pickle's protocol 5 gives the buffers of all columns apart, as Dask's serialization does.
+    buffers: list[pickle.PickleBuffer] = []
+    structure = pickle.dumps(table, protocol=5, buffer_callback=buffers.append)
+    assert len(large_addresses(buffers)) >= 3, "the columns are out of band"
+    message = run(moved(b"table", [structure, *buffers]))
+
+    received = pickle.loads(message.frames[0], buffers=message.frames[1:])
+    assert received.equals(table)
+    lands = set(large_addresses(message.frames[1:]))
+    used = {
+        buffer.address
+        for column in received.columns
+        for chunk in column.chunks
+        for buffer in chunk.buffers()
+        if buffer is not None and buffer.size >= BIG
+    }
+    assert used and used <= lands, "the columns are the frames themselves"
+
+
+def test_record_batches_and_buffers_travel_without_a_copy() -> None:
+    arrow = library("pyarrow")
+    batch = arrow.record_batch({"number": np.arange(500_000)})
+    stream = arrow.BufferOutputStream()
+    with arrow.ipc.new_stream(stream, batch.schema) as writer:
+        writer.write_batch(batch)
+    message = run(moved(b"batch", [stream.getvalue()]))
+    buffer = arrow.py_buffer(message.frames[0])
+    assert buffer.address in large_addresses(message.frames)
+    received = next(arrow.ipc.open_stream(buffer))
+    assert received.equals(batch)
+    start = received.column(0).buffers()[1].address
+    assert buffer.address <= start < buffer.address + buffer.size, "the batch is within the frame"
+
+
+_RANK = """
+import asyncio, sys
+import numpy as np
+from mpi4py import MPI
+import towline
+
+world = MPI.COMM_WORLD
+other = 1 - world.rank
+
+
+async def main():
+    endpoint = towline.Endpoint(trust_user=True)
+    if world.rank == 0:
+        listener = await endpoint.listen("towline://127.0.0.1:0")
+        world.send(listener.address, other)
+        connection = await listener.accept()
+    else:
+        connection = await endpoint.connect(world.recv(source=other))
+    # What MPI received is sent by Towline, and the other way around.
+    numbers = np.empty(500_000)
+    world.Sendrecv(np.full(500_000, world.rank + 1.0), other, recvbuf=numbers, source=other)
+    await connection.send(b"from mpi", [numbers])
+    frame = (await connection.recv()).frames[0]
+    back = np.frombuffer(frame)
+    assert (back == world.rank + 1).all() and connection.path == "shm"
+    sums = np.empty_like(back)
+    world.Allreduce(back, sums)
+    assert (sums == 3).all()
+    print("rank", world.rank, "is done", flush=True)
+    world.Barrier()
+    await connection.close()
+
+
+asyncio.run(asyncio.wait_for(main(), 40))
+"""
+
+
+def test_ranks_of_mpi_exchange_buffers() -> None:
+    library("mpi4py")
+    mpiexec = Path(sys.executable).parent / "mpiexec"
+    if not mpiexec.exists():
+        pytest.skip("mpiexec is not installed beside this interpreter")
+    command = [str(mpiexec), "-n", "2", sys.executable, "-c", _RANK]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=50)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert sorted(done.stdout.split("\n"))[-2:] == ["rank 0 is done", "rank 1 is done"]
