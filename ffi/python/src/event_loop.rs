@@ -17,6 +17,7 @@ use crate::endpoint::Listener;
 use crate::error::{OrRaise, exception};
 use crate::frame::Frame;
 use crate::incoming::{Arrived, Incoming};
+use crate::log;
 use crate::message::Form;
 use crate::unclaimed::Claim;
 use crate::view::{PinnedView, release_orphans};
@@ -73,6 +74,7 @@ impl EventLoop {
     fn new(py: Python<'_>, event_loop: Py<PyAny>) -> PyResult<Self> {
         let queue = CompletionQueue::new().or_raise(py)?;
         let pins = Pins::new(queue.waker());
+        log::wake_by(queue.waker());
         Ok(Self {
             queue,
             pins,
@@ -98,7 +100,8 @@ impl EventLoop {
             let ended = call.get().end(py, result);
             first_error = first_error.and(ended);
         }
-        first_error
+        let logged = log::emit(py);
+        first_error.and(logged)
     }
 
     /// Drops a call, as if it were never awaited. A message that it received is there for the next call.
@@ -169,6 +172,12 @@ impl Pending {
             }
         }
         Ok(())
+    }
+}
+
+impl Drop for EventLoop {
+    fn drop(&mut self) {
+        log::forget(&self.queue.waker());
     }
 }
 

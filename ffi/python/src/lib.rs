@@ -12,6 +12,7 @@ mod event_loop;
 mod frame;
 mod freeing;
 mod incoming;
+mod log;
 mod message;
 mod region;
 mod unclaimed;
@@ -33,6 +34,8 @@ fn _towline(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<region::Region>()?;
     module.add_class::<region::RemoteRegion>()?;
     module.add_class::<frame::Frame>()?;
+    module.add_function(wrap_pyfunction!(log::start_log, module)?)?;
+    module.add_function(wrap_pyfunction!(log::take_log, module)?)?;
     module.add_function(wrap_pyfunction!(run_command, module)?)?;
     Ok(())
 }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, NamedTuple
 
-from . import _towline
+from . import _log, _towline
 
 if TYPE_CHECKING:
     from typing_extensions import Buffer
@@ -41,6 +41,7 @@ class EndpointState:
         pool_bytes: int | None = None,
         pool_idle_time: float | None = None,
     ) -> None:
+        _log.start()
         self._inner = _towline.Endpoint(
             token=token,
             tls=tls,

@@ -20,6 +20,8 @@ __all__ = [
     "RemoteRegion",
     "Tls",
     "run_command",
+    "start_log",
+    "take_log",
 ]
 
 @final
@@ -189,4 +191,6 @@ class Frame:
         copy: bool | None = None,
     ) -> CapsuleType: ...
 
+def start_log(level: int) -> bool: ...
+def take_log() -> tuple[list[tuple[int, str, str]], int]: ...
 def run_command(program: list[str], arguments: list[str]) -> int: ...

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
 import time
 from collections.abc import Callable
 from typing import Any
@@ -102,8 +103,9 @@ def _transpose(cluster: _Cluster, side: int) -> float:
 
 def _shuffle(cluster: _Cluster, quick: bool) -> float:
     import dask.datasets
-    import pandas  # noqa: F401
-    import pyarrow  # noqa: F401
+
+    for needed in ("pandas", "pyarrow"):
+        importlib.import_module(needed)
 
     with dask.config.set({"dataframe.shuffle.method": "p2p"}):
         frame = dask.datasets.timeseries(end="2000-01-03" if quick else "2000-01-15", freq="1s", partition_freq="6h")

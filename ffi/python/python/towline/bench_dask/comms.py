@@ -9,7 +9,7 @@ from typing import Any
 import dask
 import numpy as np
 from distributed.comm.core import Comm
-from distributed.protocol import to_serialize
+from distributed.protocol.serialize import to_serialize
 
 from .peer import WAYS, Peer, certificates, connected
 from .report import Report, Row, size

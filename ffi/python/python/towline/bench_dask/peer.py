@@ -11,8 +11,7 @@ from typing import Any, NamedTuple
 
 import dask
 from distributed import Security
-from distributed.comm import connect, listen
-from distributed.comm.core import Comm, CommClosedError
+from distributed.comm.core import Comm, CommClosedError, connect, listen
 
 
 class Way(NamedTuple):
@@ -47,7 +46,8 @@ def certificates() -> dict[str, str]:
 async def connected(way: Way, address: str, made: dict[str, str]) -> Comm:
     """Connect to the other process."""
     with dask.config.set({"towline.transport": way.transport}):
-        return await connect(address, timeout=20, **_security(made).get_connection_args("client"))
+        comm: Comm = await connect(address, timeout=20, **_security(made).get_connection_args("client"))
+        return comm
 
 
 def _security(made: dict[str, str]) -> Security:

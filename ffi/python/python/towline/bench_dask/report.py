@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import html
+import importlib.metadata
 import json
 import os
 import platform
@@ -11,7 +12,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import distributed
 import numpy
 
 _UNITS = ((1.0, "s"), (1e-3, "ms"), (1e-6, "µs"))
@@ -80,7 +80,7 @@ class Report:
 
     def document(self, complete: bool) -> dict[str, Any]:
         versions = {
-            "distributed": distributed.__version__,
+            "distributed": importlib.metadata.version("distributed"),
             "numpy": numpy.__version__,
             "python": platform.python_version(),
         }

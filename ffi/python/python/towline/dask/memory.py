@@ -41,12 +41,12 @@ async def keep() -> None:
 
 
 def _idle_bytes_max(workers: list[Worker]) -> int:
-    managers = [worker.memory_manager for worker in workers if worker.memory_manager.memory_limit]
-    if not managers:
+    limited = [(worker.memory_manager.memory_limit or 0, worker.memory_manager) for worker in workers]
+    limited = [(limit, manager) for limit, manager in limited if limit]
+    if not limited:
         return _UNLIMITED_BYTES
     # All workers of one process are measured by its memory.
-    manager = min(managers, key=lambda manager: int(manager.memory_limit))
-    limit: int = manager.memory_limit
+    limit, manager = min(limited, key=lambda it: it[0])
     # Beyond this part of the limit Dask writes data to disk, or pauses the worker.
     full = manager.memory_spill_fraction or manager.memory_pause_fraction or 1.0
     others = workers[0].monitor.get_process_memory() - counters.pool_bytes()[1]
