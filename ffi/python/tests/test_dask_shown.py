@@ -1,9 +1,14 @@
-"""Claims: the path and the bytes of comms appear in the log, in the worker's metrics, in spans, and at ``/metrics``."""
+"""Claims: paths and bytes of comms appear in the log, in metrics, at ``/metrics``, and on a page of the dashboard."""
 
 from __future__ import annotations
 
+import json
 import logging
+import subprocess
+import sys
+import time
 import urllib.request
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -79,3 +84,39 @@ def test_a_worker_shows_its_counters() -> None:
 
         shown = client.run_on_scheduler(metrics)
         assert shown["connections"]["shm"] >= 1
+
+
+def test_a_page_of_the_dashboard_shows_the_paths() -> None:
+    pytest.importorskip("bokeh")
+    from towline.dask.dashboard import PAGE, pairs
+
+    options = {"n_workers": 2, "threads_per_worker": 1, "dashboard_address": ":0"}
+    with LocalCluster(protocol="towline", **options) as cluster, Client(cluster) as client:
+        first, second = sorted(client.scheduler_info()["workers"])
+        array = client.submit(np.ones, 1_000_000, dtype="u1", workers=[first])
+        assert client.submit(np.sum, array, workers=[second]).result(timeout=60) == 1_000_000
+        base = cluster.dashboard_link.rpartition("/")[0]
+        listed = json.load(urllib.request.urlopen(f"{base}/individual-plots.json", timeout=20))
+        assert PAGE in listed.values()
+        page = urllib.request.urlopen(base + PAGE, timeout=20).read().decode()
+        assert "bokeh" in page and "data-root-id" in page
+        until = time.monotonic() + 20
+        while not (columns := client.run_on_scheduler(lambda dask_scheduler: pairs(dask_scheduler)))["path"]:
+            assert time.monotonic() < until, "the worker has sent its metrics"
+            time.sleep(0.05)
+        assert columns["path"] == ["shm"] and columns["sender"] != columns["receiver"]
+
+
+def test_a_cluster_without_bokeh_has_no_page(tmp_path: Path) -> None:
+    program = tmp_path / "program.py"
+    program.write_text(
+        "import sys\n"
+        "sys.modules['bokeh'] = sys.modules['prometheus_client'] = None\n"
+        "from distributed import Client, LocalCluster\n"
+        "with LocalCluster(protocol='towline', n_workers=1, processes=False, dashboard_address=':0') as cluster:\n"
+        "    with Client(cluster) as client:\n"
+        "        print(client.submit(sum, [1, 2]).result())\n"
+        "assert 'towline.dask.dashboard' not in sys.modules\n"
+    )
+    done = subprocess.run([sys.executable, str(program)], capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout) == (0, "3\n"), done.stderr

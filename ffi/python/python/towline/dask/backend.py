@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import sys
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, ClassVar
 
@@ -17,7 +18,7 @@ import towline
 from towline import _towline
 from towline._loop import current, ended
 
-from . import memory, security, settings
+from . import counters, memory, security, settings
 from .comm import TowlineComm
 
 logger = logging.getLogger(__name__)
@@ -82,7 +83,9 @@ class TowlineConnector(_Plain, Connector):
         except towline.Error as error:
             raise CommClosedError(f"in {self.prefix}{address}: {error}") from error
         local = self.prefix + unparse_host_port(*_socket_address(inner.local_address))
-        return TowlineComm(inner, local, self.prefix + address, deserialize)
+        comm = TowlineComm(inner, local, self.prefix + address, deserialize)
+        counters.connected(comm)
+        return comm
 
 
 class TowlineListener(_Plain, BaseListener):
@@ -121,6 +124,11 @@ class TowlineListener(_Plain, BaseListener):
         self._bound = host, port
         self._spawn(self._accept(self._listener))
         self._keeping = self._spawn(memory.keep())
+        if "distributed.dashboard.scheduler" in sys.modules:
+            # Dask has a dashboard in this process, so bokeh is there.
+            from .dashboard import add_page
+
+            add_page()
 
     async def _accept(self, listener: _towline.Listener) -> None:
         loop = current()

@@ -20,12 +20,18 @@ if TYPE_CHECKING:
 _sent: Counter[str] = Counter()
 _received: Counter[str] = Counter()
 _comms: weakref.WeakSet[TowlineComm] = weakref.WeakSet()
+_connected: weakref.WeakSet[TowlineComm] = weakref.WeakSet()
 _is_collected = False
 
 
 def opened(comm: TowlineComm) -> None:
     """Count an open comm, until it is closed or dropped."""
     _comms.add(comm)
+
+
+def connected(comm: TowlineComm) -> None:
+    """Note a comm that this process has connected: its peer has an address that others know."""
+    _connected.add(comm)
 
 
 def sent(path: str, size: int) -> None:
@@ -52,6 +58,7 @@ def snapshot() -> dict[str, Any]:
     connections = Counter(comm.extra_info["path"] for comm in list(_comms) if not comm.closed())
     return {
         "connections": dict(connections),
+        "paths": {comm.peer_address: comm.extra_info["path"] for comm in list(_connected) if not comm.closed()},
         "sent_bytes": dict(_sent),
         "received_bytes": dict(_received),
         "pool_in_use_bytes": in_use,
