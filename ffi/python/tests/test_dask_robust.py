@@ -100,7 +100,8 @@ def test_lost_and_stopped_workers_cost_no_result(seconds: float) -> None:
 
 @pytest.mark.timeout(120)
 def test_a_hundred_workers_of_one_scheduler() -> None:
-    options: dict[str, Any] = {"n_workers": 100, "threads_per_worker": 1, "processes": False}
+    # All of them would pause, each by its hundredth of the memory and by what the whole process uses.
+    options: dict[str, Any] = {"n_workers": 100, "threads_per_worker": 1, "processes": False, "memory_limit": 0}
     with LocalCluster(protocol="towline", dashboard_address=None, **options) as cluster, Client(cluster) as client:
         assert len(client.scheduler_info(n_workers=-1)["workers"]) == 100
         assert sum(client.gather(client.map(lambda number: number, range(1000)))) == 499_500
