@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import gc
+import importlib
 import os
 import time
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from typing import Any
+
+import pytest
 
 import towline
 
@@ -16,6 +19,15 @@ SOON = 20.0
 """Seconds after which a wait is a failure."""
 
 SCHEMES = ["tcp://127.0.0.1:0", "shm://127.0.0.1:0", "towline://127.0.0.1:0", "mem://"]
+
+
+REQUIRED = "python" in os.environ.get("TOWLINE_REQUIRE", "").split(",")
+"""Whether what requirements.txt has must be there."""
+
+
+def library(name: str) -> Any:
+    """Import a library. Skip the test if it is not installed and not required."""
+    return importlib.import_module(name) if REQUIRED else pytest.importorskip(name)
 
 
 def run(work: Coroutine[Any, Any, Any]) -> Any:

@@ -17,6 +17,7 @@ from distributed import Client, LocalCluster
 from distributed.metrics import context_meter
 
 from dask_support import asynchronous, beneath, pair
+from links import library
 from towline.dask import counters
 
 pytestmark = pytest.mark.timeout(120)
@@ -66,7 +67,7 @@ async def test_messages_are_counted_by_path() -> None:
 
 
 def test_a_worker_shows_its_counters() -> None:
-    pytest.importorskip("prometheus_client")
+    library("prometheus_client")
     options = {"n_workers": 2, "threads_per_worker": 1, "dashboard_address": ":0", "worker_dashboard_address": ":0"}
     with LocalCluster(protocol="towline", **options) as cluster, Client(cluster) as client:
         first, second = sorted(client.scheduler_info()["workers"])
@@ -87,7 +88,7 @@ def test_a_worker_shows_its_counters() -> None:
 
 
 def test_a_page_of_the_dashboard_shows_the_paths() -> None:
-    pytest.importorskip("bokeh")
+    library("bokeh")
     from towline.dask.dashboard import PAGE, pairs
 
     options = {"n_workers": 2, "threads_per_worker": 1, "dashboard_address": ":0"}

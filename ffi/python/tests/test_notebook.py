@@ -9,14 +9,15 @@ from typing import Any
 import numpy as np
 import pytest
 
-pytest.importorskip("pyarrow")
-pandas = pytest.importorskip("pandas")
+from links import library
 
 NOTEBOOK = Path(__file__).resolve().parents[3] / "examples/dask/taxi_trips.ipynb"
 
 
 @pytest.mark.timeout(180)
 def test_the_notebook_computes_what_pandas_does(tmp_path: Path) -> None:
+    library("pyarrow")
+    pandas = library("pandas")
     namespace: dict[str, Any] = {"__name__": "notebook"}
     cells = [cell for cell in json.loads(NOTEBOOK.read_text())["cells"] if cell["cell_type"] == "code"]
     for cell in cells:

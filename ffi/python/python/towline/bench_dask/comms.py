@@ -29,25 +29,31 @@ class _Way:
     def __init__(self, name: str, comm: Comm) -> None:
         self.name = name
         self.comm = comm
+        self.forget()
+
+    def forget(self) -> None:
+        """Begin to measure."""
         self.seconds: list[float] = []
         self.send_cpu_s = 0.0
         self.receive_cpu_s = 0.0
 
-    async def exchange(self, message: dict[str, Any], taken: int, earlier_cpu_s: float) -> float:
-        """Send one message, and wait until the receiver confirms it. Return the receiver's processor time."""
-        begin, cpu_begin = time.perf_counter(), time.process_time()
+    async def exchange(self, message: dict[str, Any], taken: int) -> float:
+        """Send a message, and wait until the receiver confirms it. Return the receiver's processor time."""
         await self.comm.write(message)
         answer = await self.comm.read()
-        self.seconds.append(time.perf_counter() - begin)
-        self.send_cpu_s += time.process_time() - cpu_begin
         if answer["taken"] != taken:
             raise RuntimeError(f"the receiver confirmed {answer['taken']} and not {taken}")
         cpu_s: float = answer["cpu_s"]
-        self.receive_cpu_s += cpu_s - earlier_cpu_s
         return cpu_s
 
-    def restart(self) -> None:
-        self.__init__(self.name, self.comm)  # type: ignore[misc]
+    async def measure(self, message: dict[str, Any], taken: int, earlier_cpu_s: float) -> float:
+        """Exchange a message, and note what it took."""
+        begin, cpu_begin = time.perf_counter(), time.process_time()
+        cpu_s = await self.exchange(message, taken)
+        self.seconds.append(time.perf_counter() - begin)
+        self.send_cpu_s += time.process_time() - cpu_begin
+        self.receive_cpu_s += cpu_s - earlier_cpu_s
+        return cpu_s
 
     def row(self, case: str, base: str, size_bytes: int) -> Row:
         path = self.comm.extra_info.get("path", "")
@@ -118,18 +124,17 @@ class Comms:
         end = None
         while True:
             for way in ways:
-                cpu_s = await asyncio.wait_for(way.exchange(message, taken, cpu_s), 60)
+                cpu_s = await asyncio.wait_for(way.measure(message, taken, cpu_s), 60)
             times = len(ways[0].seconds)
             if end is None:
                 if times == _WARM_UP:
                     for way in ways:
-                        way.restart()
+                        way.forget()
                     end = time.perf_counter() + self._seconds
             elif times >= _TIMES_MAX or (times >= _TIMES_MIN and time.perf_counter() > end):
                 break
         if busy:
-            await ways[0].exchange({"busy": False}, 0, cpu_s)
-            ways[0].seconds.pop()
+            await ways[0].exchange({"busy": False}, 0)
 
 
 def measure_ceilings(report: Report, sizes: list[int]) -> None:
