@@ -53,9 +53,11 @@ class Report:
     def __init__(self) -> None:
         self.rows: list[Row] = []
         self.ceilings: list[dict[str, Any]] = []
+        # The load before the run.
+        self._machine = _machine()
 
     def head(self, seconds: int) -> None:
-        machine = _machine()
+        machine = self._machine
         print(f"{machine['cpu']}, {machine['cores']} cores, load {machine['load']:.1f}; about {seconds} s", flush=True)
         print(f"{'case':<34}{'way':<19}{'p50':>10}{'p10':>10}{'faster':>8}{'CPU send':>10}{'receive':>10}  path")
 
@@ -87,7 +89,7 @@ class Report:
         return {
             "schema": 1,
             "complete": complete,
-            "machine": _machine(),
+            "machine": self._machine,
             "versions": versions,
             "ceilings": self.ceilings,
             "rows": [asdict(row) for row in self.rows],
