@@ -97,7 +97,11 @@ def test_lost_and_stopped_workers_cost_no_result(seconds: float) -> None:
     until_now(lambda: not counters.snapshot()["connections"], "all comms are closed")
     until_now(lambda: counters.pool_bytes()[0] == 0, "no received array is left")
     until_now(lambda: threading.active_count() <= threads + 1, "threads end")
-    until_now(lambda: len(descriptors()) <= files + 2, "descriptors are closed")
+    try:
+        until_now(lambda: len(descriptors()) <= files + 2, "descriptors are closed")
+    except AssertionError:
+        print(files, descriptors())
+        raise
 
 
 @pytest.mark.timeout(120)
