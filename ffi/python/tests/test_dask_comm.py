@@ -171,7 +171,7 @@ async def test_required_encryption_refuses_plain_addresses(transport: str) -> No
 @asynchronous
 async def test_a_message_of_no_comm_is_an_error(transport: str) -> None:
     async with pair() as (near, far):
-        near._inner.send(near._loop, b"\xff" * 30, [])
+        near._inner.send(near._event_loop(), b"\xff" * 30, [])
         with pytest.raises(CommClosedError):
             await asyncio.wait_for(far.read(), 10)
         assert far.closed()

@@ -97,7 +97,7 @@ def test_lost_and_stopped_workers_cost_no_result(seconds: float) -> None:
     until_now(lambda: not counters.snapshot()["connections"], "all comms are closed")
     until_now(lambda: counters.pool_bytes()[0] == 0, "no received array is left")
     until_now(lambda: threading.active_count() <= threads + 1, "threads end")
-    until_now(lambda: len(without_pipes()) <= files + 2, "descriptors are closed")
+    until_now(lambda: len(without_pipes()) <= files, "descriptors are closed")
 
 
 def without_pipes() -> list[str]:
@@ -117,6 +117,19 @@ def test_a_hundred_workers_of_one_scheduler() -> None:
     with LocalCluster(protocol="towline", dashboard_address=None, **options) as cluster, Client(cluster) as client:
         assert len(client.scheduler_info(n_workers=-1)["workers"]) == 100
         assert sum(client.gather(client.map(lambda number: number, range(1000)))) == 499_500
+
+
+@pytest.mark.timeout(120)
+def test_clusters_of_one_process_leave_no_descriptor() -> None:
+    options: dict[str, Any] = {"n_workers": 1, "processes": False, "memory_limit": 0, "dashboard_address": None}
+    left = []
+    for _ in range(4):
+        with LocalCluster(protocol="towline", **options) as cluster, Client(cluster) as client:
+            assert client.submit(total, [part(1)]).result(timeout=60) == 200_000
+        until_now(lambda: not counters.snapshot()["connections"], "all comms are closed")
+        left.append(len(descriptors()))
+    # Dask keeps the scheduler of each with its closed comms, over tcp too.
+    until_now(lambda: len(descriptors()) <= left[0], f"no cluster leaves a descriptor: {left}")
 
 
 @pytest.mark.parametrize(

@@ -40,7 +40,8 @@ class TowlineComm(Comm):
         self._local_addr = local_address
         self._peer_addr = peer_address
         super().__init__(deserialize=deserialize)
-        self._loop = current()
+        # Dask keeps closed comms for longer than their loop, whose descriptor would stay with them.
+        self._weak_loop = weakref.ref(current())
         self._writing_bytes = 0
         self._write_buffer = parse_bytes(settings.get("write-buffer"))
         # What stays on this host needs no encryption, and gets none.
@@ -67,7 +68,8 @@ class TowlineComm(Comm):
 
     async def read(self, deserializers: Any = None) -> Any:
         try:
-            frames = await ended(self._loop, self._inner.recv_packed(self._loop))
+            event_loop = self._event_loop()
+            frames = await ended(event_loop, self._inner.recv_packed(event_loop))
         except towline.Error as error:
             self.abort()
             raise self._comm_closed(error) from error
@@ -100,7 +102,7 @@ class TowlineComm(Comm):
         self._check_open()
         size: int = sum(map(nbytes, frames))
         try:
-            started = self._inner.send_packed(self._loop, frames)
+            started = self._inner.send_packed(self._event_loop(), frames)
             if isinstance(started, _towline.Pending):
                 self._writing_bytes += size
                 started.future.add_done_callback(partial(self._written, size))
@@ -127,7 +129,8 @@ class TowlineComm(Comm):
         self._closed = True
         self._finalizer.detach()
         try:
-            await ended(self._loop, self._inner.close(self._loop))
+            event_loop = self._event_loop()
+            await ended(event_loop, self._inner.close(event_loop))
         except towline.Error as error:
             logger.debug("Closing %r: %s", self, error)
         except BaseException:
@@ -144,6 +147,12 @@ class TowlineComm(Comm):
     def closed(self) -> bool:
         """Whether either end has closed the connection, or the peer is gone."""
         return self._closed or self._inner.closed()
+
+    def _event_loop(self) -> _towline.EventLoop:
+        event_loop = self._weak_loop()
+        if event_loop is None:
+            raise CommClosedError(f"in {self}: its event loop is closed")
+        return event_loop
 
     def _check_open(self) -> None:
         if self.closed():
