@@ -21,6 +21,7 @@ pub(crate) async fn run(len: usize) {
     let endpoint = Endpoint::builder().pool(Pool::new(64 << 20)).build().unwrap();
     let listener = endpoint.listen(&"tcp://127.0.0.1:0".parse().unwrap()).await.unwrap();
     let messages = BYTES / SENDERS / len;
+    usage::trim();
     usage::reset_peak();
     let before = usage::peak();
 
@@ -34,7 +35,7 @@ pub(crate) async fn run(len: usize) {
         receivers.spawn(receive(connection, messages, len));
     }
     receivers.join_all().await;
-    let growth = (usage::peak() - before) as usize;
+    let growth = usage::peak().saturating_sub(before) as usize;
     assert!(
         growth <= SENDERS * (IN_FLIGHT_MAX + len) + OTHER_BYTES_MAX,
         "{growth} bytes for {SENDERS} senders"
