@@ -7,6 +7,8 @@ use crate::{assert_clean, assert_finds};
 
 const DESIGN: &str = "docs/design/";
 const SAFETY: &str = "docs/safety.md";
+const README: &str = "README.md";
+const EXAMPLE: &str = "examples/examples/hello.rs";
 const OPENING_LINES_MAX: usize = 5;
 
 #[test]
@@ -52,6 +54,15 @@ fn tests_that_prove_safety_exist() {
     assert_eq!(problems("- Tested by: `x`,\n  `a_claim_fails`.\n"), 1);
 }
 
+#[test]
+fn the_readme_shows_the_example_that_it_names() {
+    assert_clean(other_example, "Copy the code of one to the other.");
+    let example = (EXAMPLE, "//! Says hello.\n\nfn main() {}\n");
+    let problems = |text| other_example(&Tree::of(&[example, (README, text)])).len();
+    assert_eq!(problems("```rust\nfn main() {}\n```\n"), 0);
+    assert_eq!(problems("```rust\nfn main() { }\n```\n"), 1);
+}
+
 fn bad_openings(tree: &Tree) -> Vec<String> {
     let pages = tree.with("md").filter(|file| file.path.starts_with(DESIGN));
     let bad = pages.filter(|file| !opens_well(file));
@@ -70,6 +81,13 @@ fn opens_well(file: &File) -> bool {
 }
 
 /// Design pages are left out: they record what was.
+fn other_example(tree: &Tree) -> Vec<String> {
+    let text = |path| tree.find(path).map_or("", |file| &file.text);
+    let code = text(EXAMPLE).split_once("\n\n").map_or("", |(_, code)| code);
+    let is_shown = text(README).contains(&format!("```rust\n{code}```\n"));
+    (!is_shown).then(|| format!("{README}: another example than {EXAMPLE}")).into_iter().collect()
+}
+
 fn missing_files(tree: &Tree) -> Vec<String> {
     let exists = |path: &str| {
         tree.with("rs").any(|file| {
