@@ -1,11 +1,15 @@
 //! Buffers in arenas. They arrive unchanged over every backend. Ends that share memory lend them: the
 //! receiver reads them in place until it drops them.
 
+#![expect(unsafe_code, reason = "foreign blocks are written through their address")]
+
 use std::collections::VecDeque;
+use std::ptr::NonNull;
 use std::time::Duration;
 
 use rustix::process::Signal;
-use towline::{Arena, Buffer, Caps, Connection, Destination, Message, Place, Pool};
+use towline::memory::{Access, ForeignBlock};
+use towline::{Arena, Buffer, BufferMut, Caps, Connection, Destination, Message, Place, Pool, Prefetch};
 
 use crate::backends::{Row, connect_pair};
 use crate::content::{assert_bytes, bytes};
@@ -17,11 +21,15 @@ cases! {
     ANY:
         frames_in_arenas_arrive,
         frames_land_in_an_arena,
+        foreign_blocks_arrive,
         a_receiver_with_a_full_arena_blocks_its_sender;
     LENDS:
         leases_of_a_killed_peer_return,
         leases_of_a_stopped_peer_are_quarantined_and_others_get_half,
         frames_are_lent_and_not_copied,
+        foreign_blocks_are_lent_as_foreign_memory,
+        a_prefetched_foreign_block_is_not_copied,
+        a_foreign_block_stays_foreign_when_forwarded,
         many_frames_and_slices_are_lent_both_ways,
         lent_frames_outlive_their_connection,
         a_full_arena_has_room_after_the_receiver_drops_frames,
@@ -36,6 +44,14 @@ fn frame(arena: &Arena, seed: usize, len: usize) -> Buffer {
     let mut buffer = arena.take(len).unwrap();
     buffer.extend_from_slice(&bytes(seed, len)).unwrap();
     buffer.freeze()
+}
+
+/// Returns a foreign block of `len` bytes in `arena`.
+fn foreign(arena: &Arena, seed: usize, len: usize) -> ForeignBlock {
+    let block = arena.take_foreign(len).unwrap();
+    // SAFETY: the block is as long, and nobody else has its address.
+    unsafe { block.base().copy_from_nonoverlapping(NonNull::from(&bytes(seed, len)[..]).cast(), len) };
+    block
 }
 
 async fn sent(from: &Connection, to: &Connection, message: Message) -> Message {
@@ -98,6 +114,86 @@ async fn frames_are_lent_and_not_copied(row: &'static Row) {
     let copied = [pair.a.stats().bytes_copied, pair.b.stats().bytes_copied];
     // Announcements and acknowledgements are copied through the ring.
     assert!(copied[0] - before[0] < 4096 && copied[1] - before[1] < 4096, "{before:?} {copied:?}");
+}
+
+async fn foreign_blocks_arrive(row: &'static Row) {
+    let pair = row.pair().await;
+    let arena = Arena::new(64 << 20).unwrap();
+    for (seed, len) in SIZES.into_iter().enumerate() {
+        let block = foreign(&arena, seed, len);
+        let message = Message::new("").with_frame(block.buffer()).with_frame("host");
+        let received = sent(&pair.a, &pair.b, message).await;
+        assert_eq!(received.frames()[0].to_vec().unwrap(), bytes(seed, len));
+        assert_eq!(received.frames()[1].as_slice(), Some(&b"host"[..]));
+        let slice = block.buffer().slice(len / 3..len);
+        let take = async {
+            let incoming = pair.b.incoming().await.unwrap();
+            incoming.accept_into(vec![Destination::Buffer(BufferMut::with_capacity(len))]).await.unwrap()
+        };
+        let sending = pair.a.deliver(Message::new("").with_frame(slice));
+        let (delivered, taken) = in_time("a slice", async { tokio::join!(sending, take) }).await;
+        delivered.unwrap();
+        assert_bytes(taken.frames()[0].as_slice().unwrap(), seed, len / 3);
+    }
+    eventually("the arena has its memory back", || arena.stats().in_use_bytes == 0).await;
+}
+
+async fn foreign_blocks_are_lent_as_foreign_memory(row: &'static Row) {
+    let pair = row.pair().await;
+    let arena = Arena::new(128 << 20).unwrap();
+    let before = [pair.a.stats().bytes_copied, pair.b.stats().bytes_copied];
+    for (seed, len) in [1024, 300_000, 64 << 20].into_iter().enumerate() {
+        let block = foreign(&arena, seed, len);
+        let received = sent(&pair.a, &pair.b, Message::new("").with_frame(block.buffer())).await;
+        let held = received.into_parts().1.remove(0);
+        assert_eq!((held.place(), held.access(), held.len()), (Place::Arena, Access::Foreign, len));
+        assert!(held.as_slice().is_none(), "others may write it");
+        assert_eq!(held.slice(len - 9..).to_vec().unwrap(), bytes(seed, len)[len - 9..]);
+        // SAFETY: the block is longer, and Rust reads it by copies of foreign memory alone.
+        unsafe { block.base().write_volatile(!bytes(seed, 1)[0]) };
+        assert_eq!(held.slice(..1).to_vec().unwrap(), [!bytes(seed, 1)[0]], "it is the same memory");
+        let held = held.try_into_mut().expect_err("a lent frame is read-only");
+        drop(block);
+        assert_eq!(arena.stats().leases, 1, "the receiver holds it");
+        assert_eq!(held.slice(1..9).to_vec().unwrap(), bytes(seed, len)[1..9]);
+        drop(held);
+        eventually("the lease returns", || arena.stats().in_use_bytes == 0).await;
+    }
+    let copied = [pair.a.stats().bytes_copied, pair.b.stats().bytes_copied];
+    // Announcements and acknowledgements are copied through the ring.
+    assert!(copied[0] - before[0] < 4096 && copied[1] - before[1] < 4096, "{before:?} {copied:?}");
+}
+
+async fn a_prefetched_foreign_block_is_not_copied(row: &'static Row) {
+    const LEN: usize = 1 << 20;
+    let pair = row.pair().await;
+    pair.b.prefetch(Prefetch::default().writable(true)).unwrap();
+    let arena = Arena::new(64 << 20).unwrap();
+    let block = foreign(&arena, 3, LEN);
+    let message = Message::new("").with_frame(block.buffer()).with_frame(frame(&arena, 4, LEN));
+    let mut frames = sent(&pair.a, &pair.b, message).await.into_parts().1;
+    let (owned, lent) = (frames.remove(1), frames.remove(0));
+    assert_eq!((lent.place(), lent.access()), (Place::Arena, Access::Foreign));
+    assert_eq!(lent.to_vec().unwrap(), bytes(3, LEN));
+    assert_bytes(owned.try_into_mut().unwrap().as_slice().unwrap(), 4, 0);
+    assert_eq!(arena.stats().leases, 1, "the other frame was copied");
+    drop((block, lent));
+    eventually("the lease returns", || arena.stats().in_use_bytes == 0).await;
+}
+
+async fn a_foreign_block_stays_foreign_when_forwarded(row: &'static Row) {
+    let (first, second) = (row.pair().await, row.pair().await);
+    let arena = Arena::new(64 << 20).unwrap();
+    let block = foreign(&arena, 5, 300_000);
+    let received = sent(&first.a, &first.b, Message::new("").with_frame(block.buffer())).await;
+    let forwarded = sent(&second.a, &second.b, received).await;
+    let held = &forwarded.frames()[0];
+    assert_eq!((held.place(), held.access()), (Place::Arena, Access::Foreign));
+    // SAFETY: the block is longer, and Rust reads it by copies of foreign memory alone.
+    unsafe { block.base().write_volatile(!bytes(5, 1)[0]) };
+    assert_eq!(held.slice(..1).to_vec().unwrap(), [!bytes(5, 1)[0]], "it is the same memory");
+    drop((block, forwarded));
+    eventually("every lease returns", || arena.stats().in_use_bytes == 0).await;
 }
 
 async fn many_frames_and_slices_are_lent_both_ways(row: &'static Row) {

@@ -28,6 +28,8 @@ cases! {
 const ARENA: u64 = 2;
 /// The number of the peer's segment.
 const SEGMENT: u32 = 7;
+/// Others may write the frame.
+const FOREIGN: u32 = 1 << 31;
 const LEN: usize = 5000;
 const LENT_FRAMES_MAX: usize = 16_384;
 
@@ -101,6 +103,15 @@ type Violation = fn(&mut Lender);
 
 const VIOLATIONS: &[(&str, Violation)] = &[
     ("a segment that was not exported", |it| it.lend(LEN, &[LentFrame { segment: 8, ..GOOD }])),
+    ("foreign memory of a segment that was not exported", |it| {
+        it.lend(LEN, &[LentFrame { segment: 8 | FOREIGN, ..GOOD }]);
+    }),
+    ("foreign memory beyond the segment", |it| {
+        it.lend(
+            LEN,
+            &[LentFrame { segment: SEGMENT | FOREIGN, offset: (SEGMENT_LEN - LEN + 1) as u64, ..GOOD }],
+        );
+    }),
     ("beyond the segment", |it| {
         it.lend(LEN, &[LentFrame { offset: (SEGMENT_LEN - LEN + 1) as u64, ..GOOD }]);
     }),

@@ -20,8 +20,9 @@ pub enum Access {
     /// such as an interpreter's. Only pointers and copies are allowed.
     ///
     /// Such memory is sent without being staged: a link reads it while it sends. If it is written meanwhile,
-    /// the peer gets any mixture of the old and the new bytes, and nothing else differs. The receiver never
-    /// gets the memory itself, not even within one process.
+    /// the peer gets any mixture of the old and the new bytes, and nothing else differs. The receiver gets the
+    /// memory itself, as foreign memory, only if it is a [`ForeignBlock`](super::ForeignBlock)'s and lent by
+    /// `shm`; else not even within one process.
     Foreign,
     /// The CPU cannot load or store there: only `copy_out` and `copy_in` reach the bytes.
     Remote,

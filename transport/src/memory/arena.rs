@@ -2,13 +2,14 @@
 //! read from it in place.
 //!
 //! A buffer of an arena is lent to such a process as a segment, an offset and a length ([`lendable`]). There
-//! it is [`borrowed`](borrowed::borrowed) until its lease is returned. Until then no process writes the bytes
-//! (M11).
+//! it is [`borrowed`](borrowed::borrowed) until its lease is returned. Until then no process writes the bytes,
+//! but for a [`ForeignBlock`]'s, which both ends take for foreign memory (M11).
 
 #![expect(unsafe_code, reason = "a block of a segment is an allocation")]
 
 mod blocks;
 pub(crate) mod borrowed;
+mod foreign_block;
 mod lending;
 #[cfg(test)]
 mod tests;
@@ -23,6 +24,7 @@ use std::sync::{Arc, MutexGuard, OnceLock, Weak};
 use std::time::Duration;
 
 use blocks::{BlockAllocator, BlockLocation, RUN_BYTES};
+pub use foreign_block::ForeignBlock;
 pub(crate) use lending::FrameLease;
 use lending::{BlockLeases, Lending};
 use wait_queue::{PendingTake, WaitQueue};
@@ -330,7 +332,7 @@ impl ArenaInner {
         let location = state.blocks.take(len)?;
         let segment = Arc::clone(&state.segments[location.segment]);
         let (arena, leases) = (Arc::downgrade(self), BlockLeases::default());
-        Some(ArenaMemory { segment, location, len, leases, arena })
+        Some(ArenaMemory { segment, location, len, access: Access::Owned, leases, arena })
     }
 
     /// Adds a segment of at least `len` bytes. It is as long as all present segments together, so that their
@@ -397,6 +399,8 @@ pub(crate) struct ArenaMemory {
     segment: Arc<Segment>,
     location: BlockLocation,
     len: usize,
+    /// `Foreign` for the memory of a [`ForeignBlock`].
+    access: Access,
     leases: BlockLeases,
     /// Weak, because buffers may outlive their arena: they keep only their segment alive.
     arena: Weak<ArenaInner>,
@@ -426,7 +430,8 @@ impl fmt::Debug for ArenaMemory {
 }
 
 // SAFETY: the segment stays mapped while this value holds it (M1, M8). The allocator gives each byte to one
-// block at a time, and other processes can only read the bytes (M2).
+// block at a time, and other processes can only read the bytes (M2). Foreign memory is written by others, and
+// not through a buffer (M5).
 unsafe impl Allocation for ArenaMemory {
     fn base(&self) -> NonNull<u8> {
         part(self.segment.base(), self.location.offset)
@@ -441,11 +446,11 @@ unsafe impl Allocation for ArenaMemory {
     }
 
     fn access(&self) -> Access {
-        Access::Owned
+        self.access
     }
 
     fn writable(&self) -> bool {
-        true
+        self.access == Access::Owned
     }
 }
 

@@ -45,7 +45,7 @@ mod shared;
 mod tests;
 
 pub use allocation::{Access, Allocation, Fence};
-pub use arena::{Arena, ArenaStats};
+pub use arena::{Arena, ArenaStats, ForeignBlock};
 pub use available::{AvailableMemory, MemoryBound};
 pub use bounce_arena::BounceArena;
 pub use buffer::Buffer;

@@ -19,7 +19,7 @@ use super::core::Core;
 use super::pending_receive::PendingReceive;
 use crate::backend::Caps;
 use crate::error::{Error, ErrorKind, Failed, Result};
-use crate::memory::{Buffer, Place};
+use crate::memory::{Access, Buffer, Place};
 use crate::platform::mutex::Mutex;
 use crate::transfer::message::{EAGER_LEN_MAX, Message};
 
@@ -65,7 +65,9 @@ impl Prefetch {
     /// the endpoint's pool.
     ///
     /// Over `shm`, frames of a trusted peer are then read from the peer's memory, with one copy, and arena
-    /// frames are copied instead of lent. Within a process, a frame that its sender still holds is copied.
+    /// frames are copied instead of lent. Within a process, a frame that its sender still holds is copied. A
+    /// lent frame of a [`ForeignBlock`](crate::memory::ForeignBlock) alone stays where it is, read-only: its
+    /// sender gives large arrays away in that form.
     pub fn writable(mut self, writable: bool) -> Self {
         self.writable = writable;
         self
@@ -344,14 +346,15 @@ impl Drop for WaitingCaller<'_> {
     }
 }
 
-/// Makes each large frame the only handle of writable memory, by a copy where it is not.
+/// Makes each large frame the only handle of writable memory, by a copy where it is not. Foreign frames stay: they
+/// are of a [`ForeignBlock`](crate::memory::ForeignBlock), which the peer lent.
 ///
 /// # Errors
 /// Those of the pool. The message is returned whole.
 fn own(core: &Core, message: Message) -> Result<Message, Failed<Message>> {
     let (header, mut frames) = message.into_parts();
     for frame in &mut frames {
-        if (frame.len() as u64) < EAGER_LEN_MAX {
+        if (frame.len() as u64) < EAGER_LEN_MAX || frame.access() == Access::Foreign {
             continue;
         }
         let shared = match std::mem::take(frame).try_into_mut() {

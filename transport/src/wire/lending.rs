@@ -16,6 +16,10 @@ use crate::wire::record::cost;
 
 /// The length of a lent frame in an announcement, in bytes.
 pub(crate) const LENT_FRAME_LEN: usize = 20;
+/// The bit beside a segment's number that says that others may write the frame. Numbers are below it.
+const FOREIGN: u32 = 1 << 31;
+/// The highest number of a segment.
+pub(crate) const SEGMENT_MAX: u32 = FOREIGN - 1;
 /// The most lent frames of one message.
 pub(crate) const LENT_FRAMES_MAX: usize = 16_384;
 /// Arena frames with a total below this are sent as payload: a copy this short costs less than returning a
@@ -37,6 +41,8 @@ pub(crate) struct LentFrame {
     pub(crate) segment: u32,
     pub(crate) offset: u64,
     pub(crate) lease: u64,
+    /// Others may write the frame while it is lent.
+    pub(crate) is_foreign: bool,
 }
 
 /// Which frames of a lent message are lent.
@@ -80,8 +86,8 @@ impl Scope {
 /// Lends our frames to the peer, and borrows the peer's. Dropped when the connection ends: the lender then
 /// recovers what the peer still has.
 pub(crate) trait Lender: Debug + Send {
-    /// Lends a frame. The lender keeps a handle, so the memory stays unchanged until the peer returns the
-    /// lease. Returns `None` if the frame must be sent: it is not in lendable memory, or no lease is free.
+    /// Lends a frame. The lender keeps a handle, so the memory stays in use, and unchanged unless it is foreign,
+    /// until the peer returns the lease. Returns `None` if the frame must be sent: it is not in lendable memory, or no lease is free.
     fn lend(&mut self, frame: &Buffer) -> Option<LentFrame>;
 
     /// Allocates memory for a bounce copy of `len` bytes, not 0, to be lent instead of a frame that cannot
@@ -114,7 +120,8 @@ pub(crate) trait Lender: Debug + Send {
 impl LentFrame {
     pub(crate) fn encode(self) -> [u8; LENT_FRAME_LEN] {
         let mut bytes = [0; LENT_FRAME_LEN];
-        bytes[..4].copy_from_slice(&self.segment.to_le_bytes());
+        let foreign = if self.is_foreign { FOREIGN } else { 0 };
+        bytes[..4].copy_from_slice(&(self.segment | foreign).to_le_bytes());
         bytes[4..12].copy_from_slice(&self.offset.to_le_bytes());
         bytes[12..].copy_from_slice(&self.lease.to_le_bytes());
         bytes
@@ -122,6 +129,8 @@ impl LentFrame {
 
     pub(crate) fn decode(bytes: &[u8; LENT_FRAME_LEN]) -> Self {
         let word = |at: usize| u64::from_le_bytes(std::array::from_fn(|index| bytes[at + index]));
-        Self { segment: word(0) as u32, offset: word(4), lease: word(12) }
+        let segment = word(0) as u32;
+        let is_foreign = segment & FOREIGN != 0;
+        Self { segment: segment & !FOREIGN, offset: word(4), lease: word(12), is_foreign }
     }
 }

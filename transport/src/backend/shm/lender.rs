@@ -18,7 +18,7 @@ use super::table::{LEASES, LeaseTable};
 use crate::error::{Error, ErrorKind, Result};
 use crate::memory::arena::borrowed::borrowed_from;
 use crate::memory::arena::{self, FrameLease, lendable};
-use crate::memory::{BounceArena, Buffer, BufferMut, Place};
+use crate::memory::{Access, BounceArena, Buffer, BufferMut, Place};
 use crate::platform::environment::Environment;
 use crate::platform::mutex::Mutex;
 use crate::platform::process::{PerProcess, Process};
@@ -155,7 +155,8 @@ impl Lender for ArenaLender {
         if is_forwarded {
             keep_sweeping(environment, reclaim);
         }
-        Some(LentFrame { segment, offset: offset as u64, lease })
+        let is_foreign = frame.access() == Access::Foreign;
+        Some(LentFrame { segment, offset: offset as u64, lease, is_foreign })
     }
 
     fn bounce_copy(&mut self, len: usize) -> Option<BufferMut> {
@@ -184,7 +185,8 @@ impl Lender for ArenaLender {
         let lease = BorrowLease { borrower: borrower.clone(), slot, generation };
         let offset =
             usize::try_from(lent_frame.offset).map_err(|_| corrupt("a lease beyond the address space"))?;
-        borrowing::borrow(segment, (offset, len), place, Arc::new(lease))
+        let access = if lent_frame.is_foreign { Access::Foreign } else { Access::Owned };
+        borrowing::borrow(segment, (offset, len), (place, access), Arc::new(lease))
     }
 
     fn tend(&mut self) -> Result<()> {

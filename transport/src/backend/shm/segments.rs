@@ -21,6 +21,7 @@ use crate::error::{Error, ErrorKind, NO_DESCRIPTOR, Result};
 use crate::memory::arena::borrowed::OpaqueHandle;
 use crate::memory::{PeerSegment, Segment};
 use crate::platform::process::Process;
+use crate::wire::lending::SEGMENT_MAX;
 
 /// The most segments that one end has exported and not retracted.
 const SEGMENTS_MAX: usize = 256;
@@ -101,7 +102,8 @@ impl Exports {
             return Some(known.number.clone());
         }
         self.retract(socket);
-        let number = self.last.checked_add(1).filter(|_| self.known.len() < SEGMENTS_MAX)?;
+        let has_room = self.known.len() < SEGMENTS_MAX && self.last < SEGMENT_MAX;
+        let number = has_room.then_some(self.last + 1)?;
         if !send_segment(socket, number, &descriptors()) {
             return None;
         }

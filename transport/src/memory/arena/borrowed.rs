@@ -21,6 +21,7 @@ pub(crate) struct BorrowedMemory {
     offset: usize,
     len: usize,
     place: Place,
+    access: Access,
     lease: OpaqueHandle,
     origin: OpaqueHandle,
 }
@@ -37,7 +38,7 @@ impl BorrowedMemory {
     }
 }
 
-/// Returns `len` bytes of a peer's segment as a read-only buffer in `place`. Its last handle drops `origin`
+/// Returns `len` bytes of a peer's segment as a read-only buffer in `place`, of `access`. Its last handle drops `origin`
 /// and its share of the lease.
 ///
 /// # Errors
@@ -46,12 +47,12 @@ impl BorrowedMemory {
 ///
 /// # Safety
 ///
-/// The peer is trusted to have written all of the range, and to write none of it until the lease has been
-/// dropped (M11).
+/// The peer is trusted to have written all of the range and, unless `access` is `Foreign`, to write none of it
+/// until the lease has been dropped (M11).
 pub(crate) unsafe fn borrowed(
     segment: Arc<PeerSegment>,
     (offset, len): (usize, usize),
-    place: Place,
+    (place, access): (Place, Access),
     lease: OpaqueHandle,
     origin: OpaqueHandle,
 ) -> Result<Buffer> {
@@ -59,7 +60,7 @@ pub(crate) unsafe fn borrowed(
         let detail = format!("{len} bytes from {offset} on of a segment of {} were lent", segment.len());
         return Err(Error::new(ErrorKind::Corrupt, detail));
     }
-    let memory = BorrowedMemory { segment, offset, len, place, lease, origin };
+    let memory = BorrowedMemory { segment, offset, len, place, access, lease, origin };
     // SAFETY: the caller promises that the peer wrote the range before it lent it (M4). It is not writable,
     // so no `BufferMut` of it exists.
     Ok(unsafe { Buffer::from_allocation(Arc::new(memory)) })
@@ -83,7 +84,8 @@ impl fmt::Debug for BorrowedMemory {
 }
 
 // SAFETY: the segment stays mapped while this value holds it (M1, M8). The caller of `borrowed` promised that
-// the peer writes nothing of the range before the lease is dropped (M2, M11). It is not writable here.
+// the peer writes nothing of the range before the lease is dropped (M2, M11), or that it is foreign (M5). It is
+// not writable here.
 unsafe impl Allocation for BorrowedMemory {
     fn base(&self) -> NonNull<u8> {
         part(self.segment.base(), self.offset)
@@ -98,7 +100,7 @@ unsafe impl Allocation for BorrowedMemory {
     }
 
     fn access(&self) -> Access {
-        Access::Owned
+        self.access
     }
 
     fn writable(&self) -> bool {

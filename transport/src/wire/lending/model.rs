@@ -211,7 +211,7 @@ impl Lender for ModelLender {
         let lease = state.leases.len() as u64;
         state.out += 1;
         state.leases.push(ModelLease { segment, offset, frame: Some(frame.clone()), borrowed: false });
-        Some(LentFrame { segment, offset, lease })
+        Some(LentFrame { segment, offset, lease, is_foreign: false })
     }
 
     fn bounce_copy(&mut self, len: usize) -> Option<BufferMut> {

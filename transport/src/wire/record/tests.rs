@@ -35,7 +35,7 @@ fn encoding_matches_the_documented_example() {
 #[test]
 fn lent_frame_encoding_matches_the_documented_example() {
     let table = [FrameInfo { len: 1 << 30, place: Place::Arena }, FrameInfo { len: 5, place: Place::Host }];
-    let lent_frame = LentFrame { segment: 2, offset: 0x4000_0000, lease: 9 };
+    let lent_frame = LentFrame { segment: 2, offset: 0x4000_0000, lease: 9, is_foreign: false };
     let mut message = Vec::new();
     let lent = Payload::Lent(Scope::Arenas, &[], &[]);
     put_message(&mut message, 1, false, lent, b"hi", table.into_iter(), LENT_FRAME_LEN as u64 + 5);
