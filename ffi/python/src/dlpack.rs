@@ -14,9 +14,8 @@ use pyo3::exceptions::{PyBufferError, PyTypeError};
 use pyo3::ffi;
 use pyo3::prelude::*;
 use pyo3::types::PyDict;
-use towline::BufferMut;
 
-use crate::frame::release;
+use crate::frame::{Memory, release};
 
 /// Devices whose memory the CPU reads: host memory, and host memory that CUDA or ROCm has pinned.
 const HOST_DEVICES: [i32; 3] = [HOST.0, 3, 11];
@@ -252,14 +251,14 @@ fn on_device(object: &str, device: &str) -> PyErr {
 struct Exported<T> {
     /// At its start, so that its address is the whole's.
     managed: T,
-    memory: Arc<BufferMut>,
+    memory: Arc<Memory>,
     _shape_and_stride: Arc<[i64; 2]>,
 }
 
 /// Exports `len` bytes of a frame's memory as a tensor, in a capsule.
 pub(crate) fn export(
     py: Python<'_>,
-    memory: Arc<BufferMut>,
+    memory: Arc<Memory>,
     len: usize,
     is_versioned: bool,
     is_copied: bool,
@@ -281,7 +280,8 @@ pub(crate) fn export(
     };
     let context = ptr::null_mut();
     if is_versioned {
-        let flags = if is_copied { IS_COPIED } else { 0 };
+        let read_only = if memory.is_read_only() { READ_ONLY } else { 0 };
+        let flags = read_only | if is_copied { IS_COPIED } else { 0 };
         let managed = Versioned { version: VERSION, context, deleter: Some(delete), flags, tensor };
         new_capsule(py, Exported { managed, memory, _shape_and_stride: numbers }, VERSIONED, drop_versioned)
     } else {

@@ -11,27 +11,60 @@ use pyo3::exceptions::{PyBufferError, PyOverflowError};
 use pyo3::ffi;
 use pyo3::prelude::*;
 use pyo3::types::PyMemoryView;
-use towline::memory::Pins;
+use towline::memory::{Access, Pins};
 use towline::{Buffer, BufferMut, Result};
 
 use crate::dlpack;
 use crate::error::OrRaise;
 use crate::freeing;
 
-/// Received bytes: an object with the buffer protocol. It is writable, and has memory of its own. NumPy,
-/// pandas, PyArrow and PyTorch use it without a copy, by the buffer protocol or by DLPack.
+/// Received bytes: an object with the buffer protocol. It is writable, and has memory of its own, unless it is an
+/// array that its sender lent (``towline.numpy``). NumPy, pandas, PyArrow and PyTorch use it without a copy, by
+/// the buffer protocol or by DLPack.
 #[pyclass(frozen, module = "towline", weakref)]
 #[derive(Debug)]
 pub(crate) struct Frame {
     /// Python code alone uses the bytes, through the buffer protocol and DLPack. Tensors share them.
-    buffer: Arc<BufferMut>,
+    memory: Arc<Memory>,
     len: usize,
 }
 
+/// The memory of a frame.
+#[derive(Debug)]
+pub(crate) enum Memory {
+    /// Of the frame alone, and writable.
+    Own(BufferMut),
+    /// Of a peer, which may write it, and read-only.
+    Lent(Buffer),
+}
+
+impl Memory {
+    pub(crate) fn as_ptr(&self) -> *const u8 {
+        match self {
+            Self::Own(buffer) => buffer.as_ptr(),
+            Self::Lent(buffer) => buffer.as_ptr(),
+        }
+    }
+
+    pub(crate) fn is_read_only(&self) -> bool {
+        matches!(self, Self::Lent(_))
+    }
+
+    fn len(&self) -> usize {
+        match self {
+            Self::Own(buffer) => buffer.len(),
+            Self::Lent(buffer) => buffer.len(),
+        }
+    }
+}
+
 impl Frame {
-    /// Takes the memory over if this is its only handle, and copies it otherwise.
+    /// Takes the memory over if this is its only handle, or if it is lent as foreign memory. Copies it otherwise.
     pub(crate) fn new(py: Python<'_>, buffer: Buffer) -> PyResult<Self> {
         let len = buffer.len();
+        if buffer.access() == Access::Foreign {
+            return Ok(Self { memory: Arc::new(Memory::Lent(buffer)), len });
+        }
         let buffer = match buffer.try_into_mut() {
             Ok(buffer) => buffer,
             Err(buffer) => {
@@ -43,12 +76,12 @@ impl Frame {
                 copied.or_raise(py)?
             }
         };
-        Ok(Self { buffer: Arc::new(buffer), len })
+        Ok(Self::of(buffer))
     }
 
     /// Takes memory over.
     pub(crate) fn of(memory: BufferMut) -> Self {
-        Self { len: memory.len(), buffer: Arc::new(memory) }
+        Self { len: memory.len(), memory: Arc::new(Memory::Own(memory)) }
     }
 
     /// Returns a memoryview of a new frame.
@@ -58,7 +91,7 @@ impl Frame {
 }
 
 /// A copy of a frame's memory.
-fn copied(memory: &Arc<BufferMut>) -> Result<BufferMut> {
+fn copied(memory: &Arc<Memory>) -> Result<BufferMut> {
     let base = NonNull::new(memory.as_ptr().cast_mut()).unwrap_or(NonNull::dangling());
     // SAFETY: the handle is the owner, and keeps the bytes where they are (M1). They are initialised (M4), and only
     // Python's code and copies of foreign memory use them (M5).
@@ -69,15 +102,15 @@ fn copied(memory: &Arc<BufferMut>) -> Result<BufferMut> {
 }
 
 /// Lets go of a frame's memory, as an attached thread must: the freeing thread frees much of it.
-pub(crate) fn release(memory: &mut Arc<BufferMut>) {
+pub(crate) fn release(memory: &mut Arc<Memory>) {
     if memory.len() >= LONG && Arc::strong_count(memory) == 1 {
-        freeing::free(std::mem::take(memory));
+        freeing::free(std::mem::replace(memory, Arc::new(Memory::Own(BufferMut::new()))));
     }
 }
 
 impl Drop for Frame {
     fn drop(&mut self) {
-        release(&mut self.buffer);
+        release(&mut self.memory);
     }
 }
 
@@ -125,11 +158,16 @@ impl Frame {
         }
         let is_copied = copy == Some(true);
         let memory = if is_copied {
-            Arc::new(py.detach(|| copied(&self.buffer)).or_raise(py)?)
+            Arc::new(Memory::Own(py.detach(|| copied(&self.memory)).or_raise(py)?))
         } else {
-            self.buffer.clone()
+            self.memory.clone()
         };
         let is_versioned = max_version.is_some_and(|(major, _)| major >= 1);
+        if memory.is_read_only() && !is_versioned {
+            let why =
+                "the frame is read-only, which DLPack tells from version 1.0 on: ask for that, or for a copy";
+            return Err(PyBufferError::new_err(why));
+        }
         dlpack::export(py, memory, self.len, is_versioned, is_copied)
     }
 
@@ -142,10 +180,11 @@ impl Frame {
         let frame = slf.get();
         let len =
             isize::try_from(frame.len).map_err(|_| PyOverflowError::new_err("the frame is too long"))?;
-        let start = frame.buffer.as_ptr().cast_mut().cast();
+        let start = frame.memory.as_ptr().cast_mut().cast();
+        let read_only = c_int::from(frame.memory.is_read_only());
         // SAFETY: the view is valid, by the protocol. The memory stays where it is while the object lives, which
-        // the view holds. Nothing here reads or writes it: Python code is its only user (M2).
-        let failed = unsafe { ffi::PyBuffer_FillInfo(view, slf.as_ptr(), start, len, 0, flags) };
+        // the view holds. Nothing here reads or writes it: Python code is its only user (M2), or others write it (M5).
+        let failed = unsafe { ffi::PyBuffer_FillInfo(view, slf.as_ptr(), start, len, read_only, flags) };
         if failed == 0 { Ok(()) } else { Err(PyErr::fetch(slf.py())) }
     }
 }

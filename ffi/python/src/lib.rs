@@ -14,6 +14,7 @@ mod freeing;
 mod incoming;
 mod log;
 mod message;
+mod numpy;
 mod region;
 mod unclaimed;
 mod view;
@@ -36,6 +37,10 @@ fn _towline(module: &Bound<'_, PyModule>) -> PyResult<()> {
     module.add_class::<frame::Frame>()?;
     module.add_function(wrap_pyfunction!(log::start_log, module)?)?;
     module.add_function(wrap_pyfunction!(log::take_log, module)?)?;
+    module.add_function(wrap_pyfunction!(numpy::make_numpy_arena, module)?)?;
+    module.add_function(wrap_pyfunction!(numpy::numpy_arena_stats, module)?)?;
+    module.add_function(wrap_pyfunction!(numpy::numpy_handler, module)?)?;
+    module.add_function(wrap_pyfunction!(numpy::set_numpy_handler, module)?)?;
     module.add_function(wrap_pyfunction!(run_command, module)?)?;
     Ok(())
 }

@@ -14,9 +14,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use pyo3::ffi;
 use pyo3::prelude::*;
 use towline::memory::Pins;
+use towline::{Buffer, BufferMut};
 
 use crate::dlpack::Tensor;
-use towline::{Buffer, BufferMut};
+use crate::numpy;
 
 /// A view of an object's contiguous bytes. While it lives, the object keeps them where they are.
 pub(crate) struct View<'py> {
@@ -116,13 +117,29 @@ impl<'py> View<'py> {
         bytes
     }
 
-    /// Turns it into a buffer that shares the memory. Its object is released once `pins` returns the view.
+    /// Turns it into a buffer that shares the memory. Its object is released once `pins` returns the view, and at once
+    /// if it is an array that may be lent.
     pub(crate) fn pin(mut self, pins: &Pins<PinnedView>) -> Buffer {
+        if let Some(block) = self.lendable() {
+            return block;
+        }
         let Some(view) = self.view.take() else { return Buffer::new() };
         let (base, len) = (view.base(), view.len());
         // SAFETY: the view keeps its bytes there and readable until it is released, and an object's bytes are
         // initialised.
         unsafe { pins.pin(base, len, view) }
+    }
+
+    /// Returns the buffer of an array that may be lent.
+    fn lendable(&self) -> Option<Buffer> {
+        let view = self.view.as_ref()?;
+        let Some(Owner::Buffer(raw)) = &view.0 else { return None };
+        if raw.0.readonly == 0 || raw.0.obj.is_null() {
+            return None;
+        }
+        // SAFETY: a filled view holds a reference to its object, and this thread is attached.
+        let object = unsafe { Bound::from_borrowed_ptr(self.py, raw.0.obj) };
+        numpy::lendable(&object, view.base(), view.len())
     }
 
     /// As [`pin`](Self::pin), for a view that is [`writable`](Self::writable), to receive into.

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 import towline
 
-MODULES = ["__init__", "_aio", "_incoming", "_region", "_state", "blocking", "errors"]
+MODULES = ["__init__", "_aio", "_incoming", "_region", "_state", "blocking", "errors", "numpy"]
 PAGE = Path(__file__).resolve().parents[3] / "docs" / "python.md"
 
 

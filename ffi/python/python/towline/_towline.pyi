@@ -19,7 +19,11 @@ __all__ = [
     "Region",
     "RemoteRegion",
     "Tls",
+    "make_numpy_arena",
+    "numpy_arena_stats",
+    "numpy_handler",
     "run_command",
+    "set_numpy_handler",
     "start_log",
     "take_log",
 ]
@@ -176,8 +180,9 @@ class RemoteRegion:
 
 @final
 class Frame:
-    """Received bytes: an object with the buffer protocol. It is writable, and has memory of its own. NumPy,
-    pandas, PyArrow and PyTorch use it without a copy, by the buffer protocol or by DLPack."""
+    """Received bytes: an object with the buffer protocol. It is writable, and has memory of its own, unless it is an
+    array that its sender lent (``towline.numpy``). NumPy, pandas, PyArrow and PyTorch use it without a copy, by
+    the buffer protocol or by DLPack."""
 
     def __len__(self) -> int: ...
     def __buffer__(self, flags: int, /) -> memoryview: ...
@@ -193,4 +198,8 @@ class Frame:
 
 def start_log(level: int) -> bool: ...
 def take_log() -> tuple[list[tuple[int, str, str]], int]: ...
+def make_numpy_arena(bytes_max: int) -> None: ...
+def numpy_arena_stats() -> dict[str, int] | None: ...
+def numpy_handler() -> CapsuleType: ...
+def set_numpy_handler(api: CapsuleType, handler: CapsuleType | None) -> CapsuleType: ...
 def run_command(program: list[str], arguments: list[str]) -> int: ...

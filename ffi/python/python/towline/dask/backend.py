@@ -8,6 +8,7 @@ import sys
 from collections.abc import Awaitable, Callable, Coroutine
 from typing import Any, ClassVar
 
+from distributed import Worker
 from distributed.comm.addressing import parse_host_port, unparse_host_port
 from distributed.comm.core import BaseListener, CommClosedError, Connector, FatalCommClosedError
 from distributed.comm.registry import Backend
@@ -18,7 +19,7 @@ import towline
 from towline import _towline
 from towline._loop import current, ended
 
-from . import counters, memory, security, settings
+from . import arrays, counters, memory, security, settings
 from .comm import TowlineComm
 
 logger = logging.getLogger(__name__)
@@ -124,6 +125,9 @@ class TowlineListener(_Plain, BaseListener):
         self._bound = host, port
         self._spawn(self._accept(self._listener))
         self._keeping = self._spawn(memory.keep())
+        # A worker listens before it has tasks.
+        for worker in list(Worker._instances):
+            arrays.attach(worker)
         if "distributed.dashboard.scheduler" in sys.modules:
             # Dask has a dashboard in this process, so bokeh is there.
             from .dashboard import add_page

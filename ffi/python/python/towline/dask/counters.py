@@ -11,6 +11,8 @@ from typing import TYPE_CHECKING, Any
 from distributed import Worker
 from distributed.metrics import context_meter
 
+import towline.numpy
+
 from . import settings
 
 if TYPE_CHECKING:
@@ -63,6 +65,7 @@ def snapshot() -> dict[str, Any]:
         "received_bytes": dict(_received),
         "pool_in_use_bytes": in_use,
         "pool_idle_bytes": idle,
+        "numpy_arena": towline.numpy.arena_stats(),
     }
 
 
@@ -99,3 +102,8 @@ class _Collector:
         for state in ("in_use", "idle"):
             pool.add_metric([state], now[f"pool_{state}_bytes"])
         yield pool
+        if now["numpy_arena"] is not None:
+            arena = GaugeMetricFamily("towline_numpy_arena_bytes", "Memory of NumPy's arena", labels=["state"])
+            for state in ("in_use", "lent"):
+                arena.add_metric([state], now["numpy_arena"][f"{state}_bytes"])
+            yield arena

@@ -30,6 +30,11 @@ DEFAULTS: dict[str, Any] = {
         "pool-share": 0.25,
         # How long it is kept.
         "pool-idle-time": "10 s",
+        # Tasks make NumPy's arrays of 64 KiB and more in an arena of this size. Workers of one host then hand read-only
+        # ones over without a copy. null: no arena.
+        "numpy-arena": None,
+        # Make the arrays that tasks return read-only. Without it, tasks must do so themselves.
+        "freeze-results": False,
     }
 }
 
