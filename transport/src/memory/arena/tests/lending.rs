@@ -51,7 +51,13 @@ fn lent_memory_is_read_in_place() {
             (Arc::new(CountedLease(Arc::clone(&back))), Arc::new("origin"));
         // SAFETY: written above, and held by `lent` until the end (M11).
         let buffer = unsafe {
-            borrowed::borrowed(Arc::clone(&peer), (offset, lent.len()), (Place::Arena, Access::Owned), lease, origin)
+            borrowed::borrowed(
+                Arc::clone(&peer),
+                (offset, lent.len()),
+                (Place::Arena, Access::Owned),
+                lease,
+                origin,
+            )
         }
         .unwrap();
 
@@ -155,8 +161,15 @@ fn a_range_outside_the_segment_is_not_borrowed() {
         let back = Arc::new(AtomicUsize::new(0));
         let lease = Arc::new(CountedLease(Arc::clone(&back)));
         // SAFETY: zeroes, which the test does not write (M11).
-        let buffer =
-            unsafe { borrowed::borrowed(Arc::clone(&peer), (offset, len), (Place::Host, Access::Owned), lease, Arc::new(())) };
+        let buffer = unsafe {
+            borrowed::borrowed(
+                Arc::clone(&peer),
+                (offset, len),
+                (Place::Host, Access::Owned),
+                lease,
+                Arc::new(()),
+            )
+        };
         match buffer {
             Ok(buffer) => assert!(fits && buffer.len() == len),
             Err(error) => assert!(!fits && error.kind() == ErrorKind::Corrupt, "{error}"),
