@@ -76,6 +76,113 @@ def test_record_batches_and_buffers_travel_without_a_copy() -> None:
     assert buffer.address <= start < buffer.address + buffer.size, "the batch is within the frame"
 
 
+def test_tensors_of_pytorch_travel_without_a_copy() -> None:
+    # Debian has it for the CPU alone (python3-torch); the wheels of PyPI bring CUDA. So it is not required.
+    torch = pytest.importorskip("torch")
+
+    async def main() -> None:
+        async with connected("tcp://127.0.0.1:0") as (near, far):
+            before = near.stats()["bytes_copied"]
+            sent = torch.arange(1_000_000, dtype=torch.float32).reshape(1000, 1000)
+            await near.send(b"tensor", [sent, sent[10:20]])
+            assert near.stats()["bytes_copied"] - before < 1000, "the tensor is sent from where it is"
+            whole, part = (await far.recv()).frames
+            received = torch.from_dlpack(whole).view(torch.float32).reshape(1000, 1000)
+            assert received.data_ptr() == np.frombuffer(whole, dtype="u1").ctypes.data, "and used where it lands"
+            assert torch.equal(received, sent)
+            assert torch.equal(torch.frombuffer(part, dtype=torch.float32).reshape(10, 1000), sent[10:20])
+            received += 1  # it is writable
+            assert memoryview(whole).cast("f")[1] == 2
+
+            target = torch.zeros(1000, 1000)
+            await near.send(b"again", [sent])
+            message = await far.recv()
+            target.copy_(torch.from_dlpack(message.frames[0]).view(torch.float32).reshape(1000, 1000))
+            assert torch.equal(target, sent)
+            with pytest.raises(BufferError, match="contiguous"):
+                await near.send(b"", [sent.T])
+
+    run(main())
+
+
+_ACTORS = """
+import gc, sys, time
+import numpy as np
+import ray
+import towline.ray
+from ray.exceptions import RayError
+
+towline.ray.register(np.ndarray)
+
+
+@ray.remote(enable_tensor_transport=True, num_cpus=0)
+class Source:
+    @ray.method(tensor_transport="towline")
+    def numbers(self, count):
+        return np.arange(count, dtype="f8").reshape(2, -1)
+
+    @ray.method(tensor_transport="towline")
+    def pieces(self):
+        return [np.ones(3, dtype="u1"), np.zeros((0, 4)), np.arange(12.0).reshape(3, 4).T]
+
+    def kept(self):
+        from ray.experimental.rdt.util import get_tensor_transport_manager
+
+        return len(get_tensor_transport_manager("TOWLINE")._objects)
+
+
+@ray.remote(enable_tensor_transport=True, num_cpus=0)
+class Sink:
+    def total(self, array):
+        array += 1
+        return array.shape, float(array.sum())
+
+    def looked_at(self, pieces):
+        return [piece.tolist() for piece in pieces]
+
+    def paths(self):
+        from ray.experimental.rdt.util import get_tensor_transport_manager
+
+        connections = get_tensor_transport_manager("TOWLINE")._connections.values()
+        return [(connection.path, connection.stats()["messages_received"]) for _lock, connection in connections]
+
+
+ray.init(num_cpus=1, include_dashboard=False, logging_level="error")
+source, sink = Source.remote(), Sink.remote()
+for count in (4, 1_000_000):
+    for _ in range(3):
+        made = source.numbers.remote(count)
+        assert ray.get(sink.total.remote(made), timeout=60) == ((2, count // 2), count * (count - 1) / 2 + count)
+pieces = source.pieces.remote()
+assert ray.get(sink.looked_at.remote(pieces), timeout=60) == [[1] * 3, [], np.arange(12.0).reshape(3, 4).T.tolist()]
+assert ray.get(sink.paths.remote(), timeout=60) == [("shm", 7)], "all came over one connection"
+assert ray.get(source.kept.remote(), timeout=60) > 0
+del made, pieces
+gc.collect()
+until = time.monotonic() + 20
+while ray.get(source.kept.remote(), timeout=60) > 0:
+    assert time.monotonic() < until, "the source keeps nothing that is out of scope"
+    time.sleep(0.1)
+
+made = source.numbers.remote(1000)
+ray.wait([made], fetch_local=False)
+ray.kill(source)
+try:
+    print("not reached:", ray.get(sink.total.remote(made), timeout=60))
+except RayError as error:
+    print("ended:", type(error).__name__, flush=True)
+ray.shutdown()
+"""
+
+
+def test_actors_of_ray_exchange_arrays() -> None:
+    # 70 MB, whose interface is young: not required.
+    pytest.importorskip("ray")
+    done = subprocess.run([sys.executable, "-c", _ACTORS], capture_output=True, text=True, timeout=55)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert "ended: " in done.stdout and "not reached" not in done.stdout, done.stdout
+
+
 _RANK = """
 import asyncio, sys
 import numpy as np
