@@ -25,6 +25,7 @@ use crate::usage;
 cases! {
     CROSS_PROCESS - CROSS_HOST:
         a_raw_peer_exchanges_messages_over_shm,
+        many_links_have_short_rings,
         an_invalid_attach_is_refused_and_another_path_still_works,
         a_lack_of_descriptors_is_reported,
         unauthenticated_peers_at_the_local_socket_block_no_peer;
@@ -54,6 +55,35 @@ async fn a_raw_peer_exchanges_messages_over_shm(row: &'static Row) {
     drop(shm_peer);
     let end = within(Duration::from_secs(1), "the end", connection.recv()).await.unwrap_err();
     assert_eq!(end.kind(), ErrorKind::PeerLost, "{end}");
+}
+
+async fn many_links_have_short_rings(row: &'static Row) {
+    const LINKS: usize = 80;
+    let (endpoint, listener) = listening(row).await;
+    let near = row.endpoint();
+    let mut pairs = Vec::new();
+    for _ in 0..LINKS / 2 {
+        pairs.push(connect_by_shm(&near, &listener).await);
+    }
+    // Each pair has both of its ends in this process, as may other cases.
+    let (mut shm_peer, connection) = ShmPeer::connected(&endpoint, &listener, 1).await;
+    assert_eq!(shm_peer.their_ring_len, 32 << 10);
+    shm_peer.write(&packet(&announcement(0, EAGER | 1, b"hi", 5000, &[7; 5000]), 0, &[]));
+    let taken = in_time("recv", connection.recv()).await.unwrap();
+    assert_eq!(taken.frames()[0].to_vec().unwrap(), vec![7; 5000]);
+
+    let (a, b) = pairs.last().expect("there are pairs");
+    for (number, len) in [1, 16_000, 40_000, 300_000, 5 << 20].into_iter().enumerate() {
+        for (from, to) in [(a, b), (b, a)] {
+            let exchange = async { tokio::join!(from.deliver(message(number, &[len, 3])), to.recv()) };
+            let (sent, taken) = in_time("a message", exchange).await;
+            sent.unwrap();
+            assert_message(&taken.unwrap(), number, &[len, 3]);
+        }
+    }
+    for (number, pair) in pairs.iter().enumerate() {
+        assert_exchange(pair, number).await;
+    }
 }
 
 /// A violation of the attach, the reason of its refusal, and the change to the hello.

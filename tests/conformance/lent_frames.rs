@@ -12,8 +12,7 @@ use crate::polls::{eventually, in_time, within};
 use crate::raw_peer::{LENT, packet, record};
 use crate::ring_faults::{LIMIT, end_of};
 use crate::sharing::{
-    Hello, SEGMENT_LEN, Segment, ShmPeer, TABLE_AT, THEIR_TABLE_AT, connect_by_shm, listening,
-    send_with_descriptors,
+    Hello, SEGMENT_LEN, Segment, ShmPeer, TABLE_AT, connect_by_shm, listening, send_with_descriptors,
 };
 use crate::suite::cases;
 use crate::usage;
@@ -67,7 +66,7 @@ impl Lender {
         assert_eq!((held.place(), held.as_slice()), (Place::Arena, Some(&[9; LEN][..])));
         lender.lend(LEN, &[LentFrame { slot: 1, offset: (SEGMENT_LEN - LEN) as u64, ..GOOD }]);
         drop(in_time("another", connection.recv()).await.unwrap());
-        let back = |slot: usize| lender.shm_peer.peer_word(THEIR_TABLE_AT + 8 * slot);
+        let back = |slot: usize| lender.shm_peer.returned(slot);
         assert_eq!((back(0), back(1)), (0, 1));
         (lender, connection, held)
     }

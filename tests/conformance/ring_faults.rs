@@ -98,7 +98,7 @@ async fn an_invalid_ring_counter_ends_its_own_connection_only(row: &'static Row)
                 }
             })
         };
-        let ringful = || shm_peer.peer_word(PRODUCED) >= 256 << 10;
+        let ringful = || shm_peer.peer_word(PRODUCED) >= shm_peer.their_ring_len as u64;
         eventually("the other ring is full", ringful).await;
         let began = Instant::now();
         violation(&mut shm_peer);

@@ -40,7 +40,6 @@ pub(crate) const SEGMENT_LEN: usize = RING_AT + RING_LEN + TABLE_LEN;
 /// The table of returned leases, behind the ring; and its offset in the other end's segment.
 const TABLE_LEN: usize = 32 << 10;
 pub(crate) const TABLE_AT: usize = RING_AT + RING_LEN;
-pub(crate) const THEIR_TABLE_AT: usize = RING_AT + (256 << 10);
 /// Offsets of the words in a segment's head.
 pub(crate) const PRODUCED: usize = 0;
 pub(crate) const CONSUMED: usize = 128;
@@ -195,8 +194,8 @@ impl AttachingPeer {
         [&hello.words[..], &proof].concat()
     }
 
-    /// Connects and sends the hello. Returns the descriptors of the other end, unless it closed.
-    pub(crate) fn attach(&self, hello: &Hello) -> (UnixStream, Option<Vec<OwnedFd>>) {
+    /// Connects and sends the hello. Returns the other end's ring length and descriptors, unless it closed.
+    pub(crate) fn attach(&self, hello: &Hello) -> (UnixStream, Option<(usize, Vec<OwnedFd>)>) {
         let socket = self.dial();
         send_with_descriptors(&socket, &self.encode(hello), &hello.descriptors);
         let received = receive_hello(&socket).ok();
@@ -230,14 +229,14 @@ pub(crate) fn send_with_descriptors(socket: &UnixStream, bytes: &[u8], descripto
     let _ = sendmsg(socket, &[IoSlice::new(bytes)], &mut control, SendFlags::NOSIGNAL);
 }
 
-/// Receives a whole hello. Returns its descriptors.
-fn receive_hello(socket: &UnixStream) -> io::Result<Vec<OwnedFd>> {
+/// Receives a whole hello. Returns the length of its ring, and its descriptors.
+fn receive_hello(socket: &UnixStream) -> io::Result<(usize, Vec<OwnedFd>)> {
     let (mut len, mut descriptors) = (0, Vec::new());
+    let mut hello = [0; HELLO_LEN];
     while len < HELLO_LEN {
         let mut space = [MaybeUninit::uninit(); cmsg_space!(ScmRights(DESCRIPTORS_MAX))];
         let mut control = RecvAncillaryBuffer::new(&mut space);
-        let mut bytes = [0; HELLO_LEN];
-        let mut room = [IoSliceMut::new(&mut bytes[len..])];
+        let mut room = [IoSliceMut::new(&mut hello[len..])];
         match recvmsg(socket, &mut room, &mut control, RecvFlags::CMSG_CLOEXEC)?.bytes {
             0 => return Err(io::ErrorKind::UnexpectedEof.into()),
             received => len += received,
@@ -248,7 +247,8 @@ fn receive_hello(socket: &UnixStream) -> io::Result<Vec<OwnedFd>> {
             }
         }
     }
-    Ok(descriptors)
+    let ring_len = u32::from_le_bytes(std::array::from_fn(|at| hello[12 + at]));
+    Ok((ring_len as usize, descriptors))
 }
 
 /// A raw peer that shares memory with a connection. Dropping it is its death.
@@ -256,6 +256,7 @@ pub(crate) struct ShmPeer {
     pub(crate) ours: Segment,
     /// The other end's segment, its doorbell, and the pipe of its lease holders.
     pub(crate) theirs: [OwnedFd; 3],
+    pub(crate) their_ring_len: usize,
     pipe: OwnedFd,
     written: u64,
     /// Where ends that trust each other export arenas.
@@ -282,11 +283,12 @@ impl ShmPeer {
         violation(&mut hello);
         let (attach, received) = attaching.attach(&hello);
         attaching.confirm().await?;
-        let theirs = received.expect("it attaches").try_into().expect("it sends three descriptors");
+        let (their_ring_len, theirs) = received.expect("it attaches");
+        let theirs = theirs.try_into().expect("it sends three descriptors");
         let taken = tokio::time::timeout(HANDSHAKE_TIME, listener.accept()).await;
         let connection = taken.map_err(|_| "the listener did not accept it")?.unwrap();
         let control = attaching.control;
-        Ok((Self { ours, theirs, pipe, written: 0, attach, _control: control }, connection))
+        Ok((Self { ours, theirs, their_ring_len, pipe, written: 0, attach, _control: control }, connection))
     }
 
     /// Attaches as a trusting peer.
@@ -342,6 +344,11 @@ impl ShmPeer {
         let mut bytes = [0; 8];
         pread(&self.theirs[0], &mut bytes, word as u64).unwrap();
         u64::from_le_bytes(bytes)
+    }
+
+    /// Returns the generation of our lease in `slot` that the other end has returned.
+    pub(crate) fn returned(&self, slot: usize) -> u64 {
+        self.peer_word(RING_AT + self.their_ring_len + 8 * slot)
     }
 
     /// Publishes that it has consumed everything.

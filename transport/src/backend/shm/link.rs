@@ -13,6 +13,7 @@ use super::duplex::{self, Doorbell, Duplex, segment_len};
 use super::fetcher::{Canary, FetchStatus, VmFetcher};
 use super::lender::ArenaLender;
 use super::pipe::{self, NullSink};
+use super::ring_len::{self, RingLen};
 use crate::backend::streamed::{ByteStream, Streamed, read_from, write_to};
 use crate::backend::{Caps, Link, LinkContext, Opened, WaitSource};
 use crate::error::{Error, ErrorKind, Result};
@@ -21,19 +22,18 @@ use crate::platform::reactor::register;
 use crate::wire::count::Count;
 use crate::wire::session::{Session, Urgency};
 
-/// The length of each direction's ring in bytes. It fits in the caches of both ends.
-const RING_LEN: usize = 256 << 10;
 /// The number of polls without data after which the doorbell pipe is checked for a lost peer.
 const IDLE_MAX: u32 = 512;
 
 /// Checks that this process may create a segment. `TooLarge` if a limit forbids it.
 pub(super) fn permitted() -> Result<()> {
-    Segment::permitted_len(segment_len(RING_LEN)).map(drop)
+    Segment::permitted_len(segment_len(ring_len::LONG)).map(drop)
 }
 
 /// What this end contributes to a link.
 #[derive(Debug)]
 pub(super) struct LocalEnd {
+    ring_len: RingLen,
     segment: Arc<Segment>,
     doorbell: Doorbell,
     /// Hangs up once no process holds what this end lent.
@@ -46,17 +46,18 @@ pub(super) struct LocalEnd {
 
 impl LocalEnd {
     pub(super) fn create(context: &LinkContext) -> Result<Self> {
-        let segment = Arc::new(Segment::create("towline-ring", segment_len(RING_LEN))?);
+        let ring_len = RingLen::reserve();
+        let segment = Arc::new(Segment::create("towline-ring", segment_len(ring_len.bytes()))?);
         let ((read_end, pipe), (holders, holder)) = (pipe::new()?, pipe::new()?);
         let (doorbell, canary) = (Doorbell { write_end: pipe, read_end }, Canary::new(&*context.environment));
-        Ok(Self { segment, doorbell, holders, holder, trusts: context.trusts, canary })
+        Ok(Self { ring_len, segment, doorbell, holders, holder, trusts: context.trusts, canary })
     }
 
     pub(super) fn attach_info(&self) -> AttachInfo<BorrowedFd<'_>> {
         let (segment, doorbell) = (self.segment.descriptor(), self.doorbell.read_end.as_fd());
         let (holder, trusts) = (self.holder.as_fd(), self.trusts);
         let canary = trusts.then(|| self.canary.at());
-        AttachInfo { ring_len: RING_LEN as u32, segment, doorbell, holder, trusts, canary }
+        AttachInfo { ring_len: self.ring_len.bytes() as u32, segment, doorbell, holder, trusts, canary }
     }
 }
 
@@ -69,14 +70,14 @@ pub(super) async fn open(
     reads_always: bool,
 ) -> Result<Opened> {
     let AttachedPeer { socket, peer, user, process } = attached;
-    let LocalEnd { segment, doorbell, holders, holder: _, trusts, canary } = ours;
+    let LocalEnd { ring_len, segment, doorbell, holders, holder: _, trusts, canary } = ours;
     if !pipe::is_reading_end(&peer.doorbell) {
         return Err(Error::new(ErrorKind::Corrupt, "its doorbell is not the read end of a pipe"));
     }
     let sink = NullSink::open()?;
     let trusted = trusts && peer.trusts && is_same_user(user);
     let (duplex, tables) =
-        duplex::map_rings((segment, RING_LEN), (peer.segment, peer.ring_len as usize), doorbell)?;
+        duplex::map_rings((segment, ring_len.bytes()), (peer.segment, peer.ring_len as usize), doorbell)?;
     if !pipe::is_writing_end(&peer.holder) {
         return Err(Error::new(ErrorKind::Corrupt, "its holders' pipe is not the write end of a pipe"));
     }
@@ -118,6 +119,7 @@ pub(super) async fn open(
         copied: duplex.copied.clone(),
         calls: AtomicU64::new(0),
         fetched,
+        _ring_len: ring_len,
     };
     // The capabilities that the backend has and this link does not guarantee.
     let lacking = if trusted && !context.checked { Caps::empty() } else { Caps::LENDS };
@@ -189,6 +191,7 @@ struct ShmByteStream {
     calls: AtomicU64,
     /// Whether this end reads the peer's memory, and its system calls for that.
     fetched: Arc<FetchStatus>,
+    _ring_len: RingLen,
 }
 
 /// The parts that only the holder of the poll lock accesses.

@@ -17,6 +17,7 @@ mod link;
 mod pipe;
 mod readers;
 mod ring;
+mod ring_len;
 mod segments;
 mod table;
 

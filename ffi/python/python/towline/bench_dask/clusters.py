@@ -1,4 +1,7 @@
-"""Clusters of two workers with one thread each: the same work over ``tcp`` and over ``towline`` in turn."""
+"""Clusters of two workers with one thread each: the same work over ``tcp`` and over ``towline`` in turn.
+
+A third one hands NumPy's arrays over (``towline.numpy-arena``) where that makes a difference.
+"""
 
 from __future__ import annotations
 
@@ -14,15 +17,21 @@ from distributed import Client, LocalCluster, wait
 
 from .report import Report, Row, size
 
-_PROTOCOLS = ("tcp", "towline")
+# Each way's protocol and settings.
+_WAYS: dict[str, tuple[str, dict[str, Any]]] = {
+    "tcp": ("tcp", {}),
+    "towline": ("towline", {}),
+    "handed over": ("towline", {"towline.numpy-arena": "3 GiB", "towline.freeze-results": True}),
+}
 
 
 class _Cluster:
-    def __init__(self, protocol: str, stack: contextlib.ExitStack) -> None:
-        self.protocol = protocol
-        cluster = LocalCluster(
-            protocol=protocol, n_workers=2, threads_per_worker=1, processes=True, dashboard_address=":0"
-        )
+    def __init__(self, way: str, stack: contextlib.ExitStack) -> None:
+        self.way = way
+        protocol, keys = _WAYS[way]
+        options: dict[str, Any] = {"threads_per_worker": 1, "processes": True, "dashboard_address": ":0"}
+        with dask.config.set(keys):
+            cluster = LocalCluster(protocol=protocol, n_workers=2, **options)
         self.client = Client(stack.enter_context(cluster), set_as_default=False)
         stack.enter_context(self.client)
         self.workers = sorted(self.client.scheduler_info()["workers"])
@@ -37,31 +46,32 @@ def measure_clusters(report: Report, quick: bool) -> None:
     moved = (50 if quick else 500) * 1_000_000
     side = 2000 if quick else 8000
     with contextlib.ExitStack() as stack:
-        clusters = [_Cluster(protocol, stack) for protocol in _PROTOCOLS]
+        every = [_Cluster(way, stack) for way in _WAYS]
+        copying = every[:2]
         first = f"{moved // 1_000_000} MB between workers"
-        _case(report, clusters, f"{first}, first time", lambda it: _move(it, moved), 1, warm_up=0)
-        _case(report, clusters, first, lambda it: _move(it, moved), times)
-        _case(report, clusters, f"(x + x.T).sum(), {size(8 * side * side)}", lambda it: _transpose(it, side), times)
-        _case(report, clusters, "P2P shuffle", lambda it: _shuffle(it, quick), times)
+        _case(report, every, f"{first}, first time", lambda it: _move(it, moved), 1, warm_up=0)
+        _case(report, every, first, lambda it: _move(it, moved), times)
+        _case(report, every, f"(x + x.T).sum(), {size(8 * side * side)}", lambda it: _transpose(it, side), times)
+        _case(report, copying, "P2P shuffle", lambda it: _shuffle(it, quick), times)
         count = 200 if quick else 2000
-        _case(report, clusters, f"{count} tiny tasks", lambda it: _tiny(it, count), times)
+        _case(report, copying, f"{count} tiny tasks", lambda it: _tiny(it, count), times)
 
 
 def _case(report: Report, clusters: list[_Cluster], name: str, work: Work, times: int, warm_up: int = 1) -> None:
-    seconds: dict[str, list[float]] = {cluster.protocol: [] for cluster in clusters}
-    rows = [Row(name, protocol, _PROTOCOLS[0]) for protocol in _PROTOCOLS]
+    seconds: dict[str, list[float]] = {cluster.way: [] for cluster in clusters}
+    rows = [Row(name, cluster.way, clusters[0].way) for cluster in clusters]
     try:
         for at in range(times + warm_up):
             for cluster in clusters:
                 taken = work(cluster)
                 if at >= warm_up:
-                    seconds[cluster.protocol].append(taken)
+                    seconds[cluster.way].append(taken)
         for row in rows:
             row.set_times(seconds[row.way])
     except ImportError as error:
-        rows = [Row(name, "both", _PROTOCOLS[0], error=str(error), is_skipped=True)]
+        rows = [Row(name, "each", clusters[0].way, error=str(error), is_skipped=True)]
     except Exception as error:
-        rows = [Row(name, "both", _PROTOCOLS[0], error=f"{type(error).__name__}: {error}")]
+        rows = [Row(name, "each", clusters[0].way, error=f"{type(error).__name__}: {error}")]
     report.add(*rows)
 
 
