@@ -19,10 +19,11 @@ from typing import Any
 import numpy as np
 import pytest
 from distributed import Client, LocalCluster, Status
+from distributed.comm import listen
 
 from dask_support import Accepting
 from links import descriptors, until_now
-from towline.dask import counters
+from towline.dask import counters, settings
 
 SHORT = pytest.param(4, marks=pytest.mark.timeout(150), id="short")
 LONG = pytest.param(600, marks=[pytest.mark.slow, pytest.mark.timeout(900)], id="10 minutes")
@@ -114,6 +115,34 @@ def without_pipes() -> Counter[str]:
 def resident() -> int:
     with open("/proc/self/statm") as file:
         return int(file.read().split()[1]) * os.sysconf("SC_PAGESIZE")
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_listener_that_is_kept_lets_go_of_its_loop() -> None:
+    def event_descriptors() -> int:
+        return without_pipes()["anon_inode:[eventfd]"]
+
+    async def start() -> Any:
+        listener = listen("towline://127.0.0.1:0", lambda _comm: None)
+        await listener.start()
+        await asyncio.sleep(0.01)
+        return listener
+
+    async def stop() -> None:
+        listener.stop()
+
+    # The endpoint has one of its own.
+    settings.endpoint()
+    before = event_descriptors()
+    loop = asyncio.new_event_loop()
+    listener = loop.run_until_complete(start())
+    assert event_descriptors() == before + 1
+    # The loop ends before the listener's tasks, as a cluster's may.
+    loop.run_until_complete(stop())
+    loop.close()
+    del loop
+    until_now(lambda: event_descriptors() == before, "its descriptor is closed")
+    assert not listener._tasks
 
 
 @pytest.mark.timeout(120)

@@ -248,9 +248,11 @@ impl Endpoint {
     /// allows. Returns after the handshake.
     ///
     /// # Errors
-    /// - `Refused` if no listener is there, or it is no Towline endpoint.
+    /// - `Refused` if no listener is there.
+    /// - `Incompatible` if another service answers.
     /// - `Unavailable` without a route or a common backend.
-    /// - `TimedOut` after the connect time or the handshake time (5 s each by default).
+    /// - `TimedOut` after the connect time or the handshake time (5 s each by default), also if a service is
+    ///   there that never answers.
     /// - `Unauthenticated` if either end does not accept the other's credentials.
     pub async fn connect(&self, address: &Address) -> Result<Connection> {
         let connecting = async {

@@ -123,8 +123,8 @@ class TowlineListener(_Plain, BaseListener):
         location = self._listener.address.partition("://")[2].partition("?")[0]
         host, port = parse_host_port(location.replace("*", "0.0.0.0"))
         self._bound = host, port
-        self._spawn(self._accept(self._listener))
-        self._keeping = self._spawn(memory.keep())
+        accepting = self._spawn(self._accept(self._listener))
+        self._background = [accepting, self._spawn(memory.keep())]
         # A worker listens before it has tasks.
         for worker in list(Worker._instances):
             arrays.attach(worker)
@@ -172,7 +172,11 @@ class TowlineListener(_Plain, BaseListener):
         if listener is not None:
             # The task that accepts ends with it.
             listener.close()
-            self._keeping.cancel()
+            self._background[1].cancel()
+            # The loop holds both until they end. It may end first, and its descriptor would stay with this listener,
+            # which Dask keeps.
+            self._tasks.difference_update(self._background)
+            self._background.clear()
 
     def get_host_port(self) -> tuple[str, int]:
         """The host and port that are listened at."""
